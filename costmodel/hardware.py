@@ -1,0 +1,84 @@
+"""What the machines are: accelerators, memory tiers, links, nodes, clusters.
+
+All figures are SI (bytes, seconds, FLOP/s, watts, US dollars) and describe the part as its maker or a
+measurement states it; what a kernel reaches of it is `costmodel.kernels`' business. Entries are read from
+`costmodel/catalog/`, one YAML file each, every figure with its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class MemoryTier:
+    """A place where bytes can lie. Bandwidths are per accelerator for HBM, per node otherwise."""
+
+    name: str  # "hbm", "host", "cxl", "nvme"
+    capacity_bytes: float
+    read_bandwidth_bytes_per_s: float
+    write_bandwidth_bytes_per_s: float
+    latency_s: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """One port of one accelerator into a network, one direction."""
+
+    name: str
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    source: str
+    in_switch_reduction: bool = False
+    topology: str = "switch"  # switch | mesh | hybrid-cube | torus | pcie
+    peer_bandwidth_bytes_per_s: float | None = None  # what a single pair gets; None: the whole port
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One schedulable device (for MI250X one of its two dies; the entry says so)."""
+
+    name: str
+    title: str
+    vendor: str
+    generation: str  # "volta", "ampere", "ada", "hopper", "blackwell", "cdna3", "tpu-v5", ...
+    memory: MemoryTier
+    peak_flops_per_s: Mapping[str, float]  # dense, by type: fp32 tf32 fp16 bf16 fp8 fp4 int8
+    host_link: Link | None
+    compute_units: int | None = None
+    cache_bytes: float | None = None
+    power_w: float | None = None
+    price_usd_per_hour: float | None = None
+    aliases: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)  # figure -> source, also price date and basis
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host with its accelerators, and the two networks they sit on."""
+
+    name: str
+    title: str
+    accelerator: Accelerator
+    accelerators: int
+    scale_up: Link  # NVLink, xGMI, ICI, or PCIe where there is nothing else
+    scale_up_domain: int  # accelerators that reach one another over scale_up (72 for NVL72)
+    scale_out: Link  # per accelerator, its share of the node's network cards
+    tiers: tuple[MemoryTier, ...] = ()  # host, cxl, nvme of the whole node
+    overhead_power_w: float | None = None  # host, fans, network: all that is not an accelerator
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal nodes behind one fabric."""
+
+    node: Node
+    nodes: int
+    accelerators: int  # used by the run; at most nodes * node.accelerators
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.node.accelerator

@@ -1,0 +1,166 @@
+"""How long an operator takes: the larger of compute and memory access, each at the rate a kernel reaches.
+
+The rates are a `Profile`, one YAML file per accelerator generation in `costmodel/calibration/profiles/`,
+every constant with its source. A generation without a profile uses `generic.yaml`, and the prediction says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from costmodel.hardware import Accelerator
+from costmodel.operators import Number, Operator
+
+PROFILES = Path(__file__).parent / "calibration" / "profiles"
+
+# A precision of the linear layers maps to a peak of the data sheet; scaled fp8 and fp4 recipes share its units.
+PEAK_OF_PRECISION = {
+    "fp32": "fp32",
+    "tf32": "tf32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "mxfp8": "fp8",
+    "nvfp4": "fp4",
+}
+# bytes of one GEMM operand, and bytes moved to quantise one element (read 2, write it twice: rows, columns)
+OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.03, "nvfp4": 0.56}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What kernels reach on one generation of accelerators. Fractions are of the data sheet."""
+
+    name: str
+    gemm_fraction: Mapping[str, float]  # best large shape, by peak type
+    tile: tuple[int, int]  # output tile of the GEMM kernel; a partly filled last wave costs a whole one
+    in_situ: float  # time of a kernel inside a step over its time alone (clock, power, neighbours)
+    memory_fraction: float
+    kernel_s: float  # shortest time of one kernel
+    attention: Mapping[str, Mapping[str, float]]  # kernel -> fraction_forward, fraction_backward, ramp_tokens
+    overlap_cost: float  # compute time added per second of overlapped communication
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def profile(generation: str) -> Profile:
+    """The profile of a generation, or the generic one."""
+    path = PROFILES / f"{generation}.yaml"
+    raw = YAML(typ="safe", pure=True).load((path if path.exists() else PROFILES / "generic.yaml").read_text("utf-8"))
+    return Profile(
+        name=raw["name"],
+        gemm_fraction=raw["gemm"]["fraction"],
+        tile=tuple(raw["gemm"]["tile"]),
+        in_situ=raw["in_situ"]["factor"],
+        memory_fraction=raw["memory"]["fraction"],
+        kernel_s=raw["launch"]["kernel_s"],
+        attention=raw["attention"]["kernels"],
+        overlap_cost=raw["overlap"]["cost"],
+        sources={key: block["source"] for key, block in raw.items() if isinstance(block, dict)},
+    )
+
+
+def peak_flops_per_s(accelerator: Accelerator, precision: str) -> float:
+    """Dense peak of the units that the precision uses. Raises ValueError naming what the part has."""
+    kind = PEAK_OF_PRECISION[precision]
+    peaks = accelerator.peak_flops_per_s
+    for candidate in (kind, "fp16" if kind == "bf16" else "bf16" if kind == "fp16" else kind):
+        if peaks.get(candidate):
+            return float(peaks[candidate])
+    raise ValueError(
+        f"{accelerator.name} has no {kind} peak in the catalogue; it has {', '.join(sorted(peaks))}"
+    )
+
+
+def wave_efficiency(m: Number, n: Number, tile: tuple[int, int], compute_units: int, groups: Number = 1) -> Number:
+    """Used share of the tile slots over whole waves of `compute_units` tiles.
+
+    >>> float(wave_efficiency(8192, 8192, (128, 128), 132)), float(wave_efficiency(128, 128, (128, 128), 132))
+    (0.9990..., 0.0075...)
+    """
+    tiles = np.ceil(np.asarray(m) / tile[0]) * np.ceil(np.asarray(n) / tile[1]) * groups
+    waves = np.ceil(tiles / compute_units)
+    return np.asarray(m) * np.asarray(n) * groups / (waves * compute_units * tile[0] * tile[1])
+
+
+class Pricer:
+    """Prices operators on one accelerator: seconds, at `precision` for linear layers and bf16 elsewhere."""
+
+    def __init__(self, accelerator: Accelerator, precision: str, traffic_factor: float, attention: str) -> None:
+        self.accelerator = accelerator
+        self.precision = precision
+        self.attention_kernel = attention
+        self.traffic_factor = traffic_factor
+        self.profile = profile(accelerator.generation)
+        self.memory_bytes_per_s = accelerator.memory.read_bandwidth_bytes_per_s * self.profile.memory_fraction
+
+    def memory_s(self, size_bytes: Number) -> Number:
+        """Time to move bytes through device memory (counted once: reads plus writes)."""
+        return np.asarray(size_bytes) / self.memory_bytes_per_s
+
+    def precision_of(self, operator: Operator) -> str:
+        return self.precision if operator.narrow or OPERAND_BYTES[self.precision] >= 2.0 else "bf16"
+
+    def gemm_s(self, operator: Operator, m: Number, n: Number, k: Number) -> Number:
+        """One product of `operator.groups` problems (m x k).(k x n)."""
+        precision = self.precision_of(operator)
+        profile, groups = self.profile, operator.groups
+        fraction = profile.gemm_fraction[PEAK_OF_PRECISION[precision]]
+        used = wave_efficiency(m, n, profile.tile, self.accelerator.compute_units or 1, groups)
+        rate = peak_flops_per_s(self.accelerator, precision) * fraction * np.maximum(used, 1e-9)
+        compute = 2.0 * np.asarray(m) * n * k * groups / rate
+        width = OPERAND_BYTES[precision]
+        moved = groups * (width * (np.asarray(m) * k + np.asarray(k) * n) + 2.0 * np.asarray(m) * n)
+        return np.maximum(np.maximum(compute, self.memory_s(moved)) * profile.in_situ, profile.kernel_s)
+
+    def quantize_s(self, operator: Operator, elements: Number) -> Number:
+        """Casting operands to a narrow type: read 2 bytes, write the result row- and column-wise."""
+        width = OPERAND_BYTES[self.precision_of(operator)]
+        return self.memory_s(elements * (2.0 + 2.0 * width)) if width < 2.0 else np.asarray(elements) * 0.0
+
+    def attention_s(self, flops: Number, operator: Operator, direction: str) -> Number:
+        """Attention at fraction x s / (s + ramp): the measured curves of flash kernels follow it within 5 %."""
+        if self.attention_kernel == "unfused":
+            return self._unfused_attention_s(operator, direction)
+        law = self.profile.attention[self.attention_kernel]
+        head = min(operator.head_dim / 128.0, 1.0) ** law["head_dim_power"]
+        ramp = np.asarray(operator.sequence) / (np.asarray(operator.sequence) + law["ramp_tokens"])
+        rate = peak_flops_per_s(self.accelerator, "bf16") * law[f"fraction_{direction}"] * head * ramp
+        return flops / rate * self.profile.in_situ
+
+    def _unfused_attention_s(self, operator: Operator, direction: str) -> Number:
+        """Score products over the whole square, no causal skip, four of them backward; or the traffic of the
+        scores through softmax, mask and dropout: 9 bytes a score forward, 11 backward (memory_notes B3)."""
+        products, bytes_per_score = (1.0, 9.0) if direction == "forward" else (2.0, 11.0)
+        rate = peak_flops_per_s(self.accelerator, "bf16") * self.profile.gemm_fraction["bf16"]
+        scores = operator.forward_flops / (2.0 * operator.head_dim)  # 2 x causal pairs: the whole square
+        compute = 2.0 * products * operator.forward_flops / rate
+        return np.maximum(compute, self.memory_s(scores * bytes_per_score)) * self.profile.in_situ
+
+    def forward_s(self, operator: Operator) -> dict[str, Number]:
+        """Seconds of the forward pass by breakdown category."""
+        if operator.category == "gemm":
+            cast = self.quantize_s(operator, operator.m * operator.k * operator.groups)
+            return {"gemm": self.gemm_s(operator, operator.m, operator.n, operator.k), "quantize": cast}
+        if operator.category == "attention":
+            return {"attention": self.attention_s(operator.forward_flops, operator, "forward")}
+        return {"memory_bound": self.memory_s(operator.forward_bytes) * self.traffic_factor}
+
+    def backward_s(self, operator: Operator) -> dict[str, Number]:
+        """Seconds of the backward pass by breakdown category: input and weight gradients."""
+        if operator.category == "gemm":
+            m, n, k = operator.m, operator.n, operator.k
+            cast = self.quantize_s(operator, operator.m * operator.n * operator.groups)
+            return {
+                "gemm": self.gemm_s(operator, m, k, n) + self.gemm_s(operator, k, n, m),
+                "quantize": cast,
+            }
+        if operator.category == "attention":
+            return {"attention": self.attention_s(operator.backward_flops, operator, "backward")}
+        return {"memory_bound": self.memory_s(operator.backward_bytes) * self.traffic_factor}

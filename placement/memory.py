@@ -1,0 +1,88 @@
+"""Bytes on a device: what is resident through a step, and the peak by closed form.
+
+Resident bytes are derived from the placement (`placement.semantics`); activations from the operators
+(`costmodel.activations`) times the micro-batches in flight that the schedule's law gives. The event player
+finds the same peak by playing (a test holds them together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodel.hardware import Accelerator
+from costmodel.operators import Number
+from placement import schedules, semantics
+from placement.passes import Setting
+from placement.state_traffic import ChunkTraffic, degrees, placement_of
+from placement.states import State
+from placement.units import Unit
+
+MIB = 2.0**20
+WORKSPACE_BYTES = {"ampere": 56 * MIB, "hopper": 72 * MIB, "blackwell": 92 * MIB}
+WORKSPACE_SOURCE = "memory_notes.md A4 (cuBLAS and Transformer Engine workspace by generation)"
+DEVICE_OVERHEAD_BYTES = 1.5 * 2.0**30
+DEVICE_OVERHEAD_SOURCE = (
+    "assumption: CUDA context, loaded kernels and NCCL buffers take 1.5 GiB beside the allocator"
+)
+
+
+def workspace_bytes(accelerator: Accelerator) -> float:
+    return WORKSPACE_BYTES.get(accelerator.generation, 72 * MIB)
+
+
+def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]:
+    """Bytes by state that stay on one device through the step, for the units that it holds."""
+    placement = placement_of(setting)
+    held: dict[str, Number] = {}
+    for unit in units:
+        for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
+            found = semantics.resident_bytes(placement, parameters, degrees(setting, experts))
+            for state, size_bytes in found.items():
+                if state is not State.ACTIVATIONS:
+                    held[str(state)] = held.get(str(state), 0.0) + size_bytes
+    held["workspace"] = workspace_bytes(setting.cluster.accelerator)
+    return held
+
+
+def host_bytes(setting: Setting, units: Sequence[Unit]) -> Number:
+    """Bytes per device that the placement keeps in host memory."""
+    placement = placement_of(setting)
+    total: Number = 0.0
+    for state in (State.PARAMETERS, State.GRADIENTS, State.OPTIMIZER):
+        if placement.offloaded(state):
+            for unit in units:
+                for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
+                    ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))
+                    total = total + parameters * placement.state_bytes.of(state) / ranks
+    return total
+
+
+@dataclass(frozen=True)
+class StagePeak:
+    peak_bytes: Number
+    states: dict[str, Number]
+
+
+def stage_peak(setting: Setting, stage: int, chunks: Sequence[ChunkTraffic], micro_batches: int) -> StagePeak:
+    """Peak of one stage by the schedule's law: resident + chunks in flight + the largest working set.
+
+    `chunks` are those of this stage. Exact where they are equal; otherwise the chunks in flight are taken at
+    their mean size. Logits live as often as the last chunk is in flight.
+    """
+    plan = setting.plan
+    whole = [chunk.whole for chunk in chunks]
+    states = resident_bytes(setting, whole)
+    schedule = schedules.get(plan.schedule)
+    in_flight = schedule.peak_in_flight(plan.pipeline, stage, micro_batches, plan.virtual)
+    heads = np.clip(in_flight - (plan.virtual - 1) * plan.pipeline, 1, micro_batches)
+    logits = whole[-1].head_bytes
+    kept = sum(unit.saved_bytes for unit in whole) - logits
+    working = max(unit.working_bytes for unit in whole)
+    states["activations"] = in_flight * kept / plan.virtual + heads * logits + working
+    flows = [flow for chunk in chunks for flow in chunk.traffic]
+    states["gathered"] = max(flow.gathered_bytes for flow in flows) * (2 if len(flows) > 1 else 1)
+    states["gradients"] = states.get("gradients", 0.0) + max(flow.gradient_bytes for flow in flows)
+    return StagePeak(sum(states.values()), states)

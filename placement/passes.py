@@ -1,0 +1,193 @@
+"""What one pass costs: a layer, and a chunk of layers, forward and backward, by breakdown category.
+
+Prices compute (`costmodel.kernels`) and the communication that belongs to the layer itself: tensor, context
+and expert parallel. What belongs to the states (data parallel) and to the pipeline is added where the step is
+assembled. Everything broadcasts over arrays of plans that share a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodel import collectives, network
+from costmodel.architecture import Layer, Model
+from costmodel.hardware import Cluster
+from costmodel.kernels import Pricer
+from costmodel.operators import (
+    Number,
+    Operator,
+    Shard,
+    embedding_operators,
+    head_operators,
+    layer_operators,
+)
+from costmodel.stack import Stack
+from placement.plan import Plan
+
+Seconds = dict[str, Number]  # breakdown category -> seconds
+NCCL = "nccl"  # training stacks take the algorithms that NCCL offers
+COMPUTE = ("gemm", "attention", "memory_bound", "quantize")
+
+
+def add(total: Seconds, part: Mapping[str, Number], times: Number = 1.0) -> Seconds:
+    """total + times * part, by category (in place, returned)."""
+    for category, seconds in part.items():
+        total[category] = total.get(category, 0.0) + seconds * times
+    return total
+
+
+def total(seconds: Mapping[str, Number]) -> Number:
+    return sum(seconds.values())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a price depends on besides the layer: model, plan, cluster, stack, sequence length."""
+
+    model: Model
+    plan: Plan
+    cluster: Cluster
+    stack: Stack
+    sequence: Number
+
+    @property
+    def shard(self) -> Shard:
+        plan = self.plan
+        return Shard(
+            batch=plan.micro_batch,
+            sequence=self.sequence,
+            tensor=plan.tensor,
+            sequence_parallel=plan.sequence_parallel,
+            context=plan.context,
+            expert=plan.expert,
+            expert_tensor=plan.expert_tensor,
+        )
+
+    def pricer(self) -> Pricer:
+        stack = self.stack
+        return Pricer(self.cluster.accelerator, self.plan.precision, stack.traffic_factor, stack.attention)
+
+
+@dataclass(frozen=True)
+class PassPrice:
+    """Seconds of one forward and one backward pass by category."""
+
+    forward: Seconds
+    backward: Seconds
+
+
+def _operators_price(pricer: Pricer, operators: tuple[Operator, ...]) -> PassPrice:
+    forward: Seconds = {}
+    backward: Seconds = {}
+    for operator in operators:
+        add(forward, pricer.forward_s(operator))
+        add(backward, pricer.backward_s(operator))
+    return PassPrice(forward, backward)
+
+
+def overlapped(communication_s: Number, beside_s: Number, overlap_cost: Number) -> tuple[Number, Number]:
+    """(exposed, contention): what compute of `beside_s` cannot hide, and what the hidden part slows it down."""
+    hidden = np.minimum(communication_s, beside_s)
+    return communication_s - hidden, overlap_cost * hidden
+
+
+def tensor_communication(setting: Setting) -> tuple[Number, Number]:
+    """Seconds (forward, backward) of tensor-parallel collectives of one layer.
+
+    Two all-reduces each way without sequence parallelism; with it each becomes an all-gather and a
+    reduce-scatter, and the backward pass gathers the two inputs once more for the weight gradients
+    (Korthikanti et al., arXiv 2205.05198, section 4.2.2).
+    """
+    plan, cluster = setting.plan, setting.cluster
+    group, paths = network.group(cluster, plan.tensor, 1), network.paths(cluster)
+    size = 2.0 * setting.shard.tokens * setting.model.hidden
+    reduce_s = collectives.all_reduce_s(size, group, paths, NCCL)
+    gather_s = collectives.all_gather_s(size, group, paths, NCCL)
+    scatter_s = collectives.reduce_scatter_s(size, group, paths, NCCL)
+    forward = np.where(plan.sequence_parallel, 2 * (gather_s + scatter_s), 2 * reduce_s)
+    backward = np.where(plan.sequence_parallel, 4 * gather_s + 2 * scatter_s, 2 * reduce_s)
+    return forward, backward
+
+
+def context_communication(setting: Setting, layer: Layer) -> tuple[Number, Number]:
+    """Seconds (forward, backward) of context parallelism in one layer.
+
+    all-gather: keys and values of the whole sequence, again in the backward pass, gradients reduce-scattered
+    (Llama 3, arXiv 2407.21783, 3.3.2). ring: the same bytes as neighbour exchanges, gradients travel with
+    them. ulysses: all-to-alls of queries, keys, values and output (arXiv 2309.14509).
+    """
+    plan, cluster, attention = setting.plan, setting.cluster, layer.attention
+    group, paths = network.group(cluster, plan.context, plan.tensor), network.paths(cluster)
+    shard = setting.shard
+    if attention.kind == "mla":
+        key_value_width: Number = attention.key_value_rank + attention.rope_head_dim
+    else:
+        heads = np.maximum(attention.kv_heads / plan.tensor, 1)
+        key_value_width = heads * (attention.head_dim + attention.value_head_dim)
+    whole = 2.0 * shard.batch * shard.sequence * key_value_width
+    if plan.context_method == "ulysses":
+        queries = 2.0 * shard.tokens * attention.heads * attention.head_dim / plan.tensor
+        inputs = collectives.all_to_all_s(queries + whole / plan.context, group, paths, NCCL)
+        output = collectives.all_to_all_s(queries, group, paths, NCCL)
+        return inputs + output, inputs + output
+    gather_s = collectives.all_gather_s(whole, group, paths, NCCL)
+    if plan.context_method == "ring":
+        return gather_s, 2.0 * gather_s
+    return gather_s, gather_s + collectives.reduce_scatter_s(whole, group, paths, NCCL)
+
+
+def expert_communication(setting: Setting, layer: Layer) -> tuple[Number, Number]:
+    """Seconds (forward, backward) of dispatch and combine all-to-alls of a balanced MoE layer."""
+    feed_forward, plan = layer.feed_forward, setting.plan
+    if not feed_forward.experts:
+        return 0.0, 0.0
+    group = network.group(setting.cluster, plan.expert, plan.expert_tensor)
+    rows = setting.shard.routed_rows(feed_forward)
+    one_way = collectives.all_to_all_s(2.0 * rows * setting.model.hidden, group, network.paths(setting.cluster), NCCL)
+    return 2.0 * one_way, 2.0 * one_way
+
+
+def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> PassPrice:
+    """Adds exposed tensor, context and expert communication and what the hidden part costs."""
+    cost = setting.pricer().profile.overlap_cost
+    parts = {
+        "tensor": tensor_communication(setting),
+        "context": context_communication(setting, layer),
+        "expert": expert_communication(setting, layer),
+    }
+    forward, backward = dict(price.forward), dict(price.backward)
+    for name, pair in parts.items():
+        overlaps = name in setting.stack.overlap or (name == "context" and setting.plan.context_method == "ring")
+        for seconds, communication_s in zip((forward, backward), pair, strict=True):
+            beside = seconds.get("attention" if name == "context" else "gemm", 0.0) if overlaps else 0.0
+            exposed, contention = overlapped(communication_s, beside, cost)
+            add(seconds, {f"{name}_communication": exposed, "contention": contention})
+    return PassPrice(forward, backward)
+
+
+def layer_price(setting: Setting, layer: Layer) -> PassPrice:
+    """One layer and micro-batch: compute, its communication, and what recomputation repeats.
+
+    Full recomputation repeats the forward pass with its communication before the backward pass; selective
+    repeats the attention core only.
+    """
+    pricer = setting.pricer()
+    operators = layer_operators(setting.model, layer, setting.shard)
+    price = _with_communication(setting, layer, _operators_price(pricer, operators))
+    repeated: Number = 0.0
+    if setting.plan.recompute == "full":
+        repeated = total(price.forward)
+    elif setting.plan.recompute == "selective":
+        cores = [operator for operator in operators if operator.category == "attention"]
+        repeated = total(_operators_price(pricer, tuple(cores)).forward)
+    return PassPrice(price.forward, add(dict(price.backward), {"recompute": repeated}))
+
+
+def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
+    """(embedding, head): what the first and the last chunk do beside their layers."""
+    pricer, shard = setting.pricer(), setting.shard
+    embedding = _operators_price(pricer, embedding_operators(setting.model, shard))
+    return embedding, _operators_price(pricer, head_operators(setting.model, shard))

@@ -1,0 +1,30 @@
+"""The known pipeline schedules by name. A new one is a file with a `Schedule` and a line here."""
+
+from __future__ import annotations
+
+import difflib
+
+from placement.schedules.evaluate import Evaluation, evaluate
+from placement.schedules.gpipe import GPIPE
+from placement.schedules.interleaved import INTERLEAVED_1F1B, INTERLEAVED_BFS
+from placement.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
+from placement.schedules.order import Orders, Pass, Schedule, ScheduleError
+
+__all__ = ["Evaluation", "Orders", "Pass", "Schedule", "ScheduleError", "evaluate", "get", "names"]
+
+_KNOWN = {
+    schedule.name: schedule
+    for schedule in (GPIPE, ONE_F_ONE_B, EAGER_ONE_F_ONE_B, INTERLEAVED_1F1B, INTERLEAVED_BFS)
+}
+
+
+def names() -> list[str]:
+    return list(_KNOWN)
+
+
+def get(name: str) -> Schedule:
+    """The schedule of this name; raises ScheduleError with the nearest names for an unknown one."""
+    if name in _KNOWN:
+        return _KNOWN[name]
+    near = difflib.get_close_matches(name, _KNOWN, n=3, cutoff=0.4) or list(_KNOWN)
+    raise ScheduleError(f"no schedule {name!r}; did you mean {' or '.join(map(repr, near))}?")

@@ -1,0 +1,167 @@
+"""What the placement of the states costs a step: gathers, reductions and the update, in seconds per unit.
+
+Which collectives there are, of what size and how often, is derived from the placement alone
+(`placement.semantics`); here each is laid on the cluster's links and priced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodel import collectives, network
+from costmodel.operators import Number
+from placement import semantics, strategies
+from placement.passes import NCCL, Setting
+from placement.semantics import Collective, Communication, Phase
+from placement.states import Axis, Mode, Placement, Span, State
+from placement.units import Unit, chunk_units
+
+
+@dataclass(frozen=True)
+class UnitTraffic:
+    """Seconds of the collectives of one unit, by when they happen, and bytes they need meanwhile."""
+
+    forward_gather_s: Number = 0.0  # before every forward pass
+    backward_gather_s: Number = 0.0  # before every backward pass
+    step_gather_s: Number = 0.0  # before the first forward pass of a step
+    backward_reduce_s: Number = 0.0  # behind every backward pass
+    step_reduce_s: Number = 0.0  # behind the last backward pass of a step
+    gathered_bytes: Number = 0.0  # copy that lives during one pass
+    gradient_bytes: Number = 0.0  # whole gradient until it is scattered
+
+    @property
+    def within_passes(self) -> bool:
+        """Whether anything is gathered or reduced in every pass, so that units should be layers."""
+        return bool(np.any(self.forward_gather_s + self.backward_gather_s + self.backward_reduce_s > 0))
+
+
+def placement_of(setting: Setting) -> Placement:
+    """The placement that the plan's sharding means in this pipeline.
+
+    With a pipeline, gradients are held whole and leave once, behind the last micro-batch of a chunk, whatever
+    the strategy shards afterwards (torch.distributed.pipelining switches gradient synchronisation off until
+    the last backward; Megatron does the same).
+    """
+    placement = strategies.get(setting.plan.sharding)
+    if setting.plan.pipeline == 1:
+        return placement
+    modes: dict[State, Mapping[Axis, Mode]] = {state: of for state, of in placement.modes.items() if state is not State.GRADIENTS}
+    return replace(placement, modes=modes, accumulate=True)
+
+
+def degrees(setting: Setting, experts: bool) -> semantics.Degrees:
+    """Ranks along the data-like axes. Context ranks count as data ranks: they hold the same weights."""
+    plan = setting.plan
+    replicas = plan.expert_replicas if experts else plan.replicas
+    shard = replicas if plan.shard_group is None else np.minimum(plan.shard_group, replicas)
+    return {Axis.DATA: replicas, Axis.SHARD: shard, Axis.REPLICATE: replicas // shard}
+
+
+def _seconds(setting: Setting, one: Communication, ranks: semantics.Degrees, stride: Number) -> Number:
+    """One call on the links of its group: inner ranks first, then shards, then replicas."""
+    cluster = setting.cluster
+    if one.collective in (Collective.HOST_READ, Collective.HOST_WRITE):
+        link = cluster.accelerator.host_link
+        return one.tensor_bytes / link.bandwidth_bytes_per_s if link else 0.0
+    inner = ranks[Axis.SHARD] if one.axes == (Axis.REPLICATE,) else 1
+    group = network.group(cluster, semantics.ranks(one.axes, ranks), stride * inner)
+    price = {
+        Collective.ALL_GATHER: collectives.all_gather_s,
+        Collective.REDUCE_SCATTER: collectives.reduce_scatter_s,
+        Collective.ALL_REDUCE: collectives.all_reduce_s,
+    }[one.collective]
+    return price(one.tensor_bytes, group, network.paths(cluster), NCCL)
+
+
+def _sum(parts: Iterable[Number]) -> Number:
+    return sum(parts, 0.0)
+
+
+def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
+    """Collectives of the dense and the expert weights of one unit."""
+    plan, placement = setting.plan, placement_of(setting)
+    found: list[tuple[Communication, Number]] = []
+    gathered: Number = 0.0
+    gradient: Number = 0.0
+    parts = [(unit.dense_parameters, False, plan.tensor)]
+    if np.any(unit.expert_parameters):
+        parts.append((unit.expert_parameters, True, plan.expert * plan.expert_tensor))
+    for parameters, experts, stride in parts:
+        ranks = degrees(setting, experts)
+        for one in semantics.communications(placement, parameters, ranks):
+            found.append((one, _seconds(setting, one, ranks, stride)))
+        transient = semantics.transient_bytes(placement, parameters, prefetch=1, degrees=ranks)
+        gathered = gathered + transient[State.PARAMETERS]
+        gradient = gradient + transient[State.GRADIENTS]
+
+    def pick(state: State, phases: tuple[Phase, ...], per: Span) -> Number:
+        return _sum(s for one, s in found if one.state is state and one.phase in phases and one.per is per)
+
+    every = tuple(Phase)
+    rebuilt = (Phase.RECOMPUTE, Phase.BACKWARD)
+    return UnitTraffic(
+        forward_gather_s=pick(State.PARAMETERS, (Phase.FORWARD,), Span.MICRO_BATCH),
+        backward_gather_s=pick(State.PARAMETERS, rebuilt, Span.MICRO_BATCH),
+        step_gather_s=pick(State.PARAMETERS, every, Span.STEP),
+        backward_reduce_s=pick(State.GRADIENTS, every, Span.MICRO_BATCH),
+        step_reduce_s=pick(State.GRADIENTS, every, Span.STEP),
+        gathered_bytes=gathered,
+        gradient_bytes=gradient,
+    )
+
+
+def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
+    """Adam on this rank's shard: read gradient, weight, two moments; write weight, moments and the 2-byte copy.
+
+    Bytes: 4 + 12 + 12 + 2 and 4 more for the gradient norm, at memory bandwidth; on the host where the
+    optimizer lies there (its share of the node's DRAM bandwidth).
+    """
+    placement = placement_of(setting)
+    moved: Number = 0.0
+    for unit in units:
+        for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
+            ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, experts))
+            moved = moved + 34.0 * parameters / ranks
+    if placement.offloaded(State.OPTIMIZER) and placement.host_update:
+        node = setting.cluster.node
+        host = next(tier for tier in node.tiers if tier.name == "host")
+        return moved / (host.read_bandwidth_bytes_per_s / node.accelerators)
+    return setting.pricer().memory_s(moved)
+
+
+def norm_reduction_s(setting: Setting) -> Number:
+    """All-reduce of one number over every rank: the global gradient norm before the update."""
+    group = network.group(setting.cluster, setting.plan.gpus, 1)
+    return collectives.all_reduce_s(4.0, group, network.paths(setting.cluster), NCCL)
+
+
+@dataclass(frozen=True)
+class ChunkTraffic:
+    """A chunk of the pipeline: as one unit, and layer by layer with the state traffic of each layer."""
+
+    whole: Unit
+    layers: tuple[Unit, ...]
+    traffic: tuple[UnitTraffic, ...]  # of `layers`
+
+    @property
+    def within_passes(self) -> bool:
+        return any(flows.within_passes for flows in self.traffic)
+
+    @property
+    def step_s(self) -> Number:
+        """Seconds of the collectives that this chunk needs once a step."""
+        return sum(flows.step_gather_s + flows.step_reduce_s for flows in self.traffic)
+
+
+def chunks_with_traffic(setting: Setting) -> tuple[ChunkTraffic, ...]:
+    """Every chunk of the pipeline in model order. Collectives run layer by layer, as the buckets of DDP,
+    Megatron and FSDP do."""
+    fine = chunk_units(setting, by_layer=True)
+    of_unit = {id(unit): unit_traffic(setting, unit) for units in fine for unit in units}
+    return tuple(
+        ChunkTraffic(whole, units, tuple(of_unit[id(unit)] for unit in units))
+        for (whole,), units in zip(chunk_units(setting, by_layer=False), fine, strict=True)
+    )

@@ -1,0 +1,128 @@
+"""The closed form of a training step: the same prices as the event player, combined by the schedule's law.
+
+Exact for one stage without state traffic and for the equal-stage schedules whose law is exact; elsewhere the
+difference to the played step is measured by a test. What it leaves out: waits that depend on order, such as a
+reduction queueing behind a gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodel import collectives, network
+from placement import schedules
+from placement.memory import stage_peak
+from placement.passes import Seconds, Setting, add, overlapped, total
+from placement.plan import micro_batches
+from placement.state_traffic import (
+    ChunkTraffic,
+    UnitTraffic,
+    chunks_with_traffic,
+    norm_reduction_s,
+    optimizer_s,
+)
+from placement.units import Unit
+
+
+@dataclass(frozen=True)
+class Step:
+    """Time, its breakdown (mean over ranks; adds up to the step time) and the peak of every stage."""
+
+    step_time_s: float
+    breakdown_s: Mapping[str, float]
+    breakdown_by_stage: tuple[Mapping[str, float], ...]
+    peak_bytes: tuple[float, ...]
+    states_at_peak: tuple[Mapping[str, float], ...]
+
+    @property
+    def worst_stage(self) -> int:
+        return max(range(len(self.peak_bytes)), key=lambda stage: self.peak_bytes[stage])
+
+
+def _unit_seconds(setting: Setting, unit: Unit, flows: UnitTraffic, direction: str) -> Seconds:
+    """One layer of a pass with the state traffic of every pass: hidden behind the layer, or blocking."""
+    forward = direction == "forward"
+    seconds = add({}, unit.price.forward if forward else unit.price.backward)
+    moved_s = flows.forward_gather_s if forward else flows.backward_gather_s + flows.backward_reduce_s
+    beside = total(seconds) if "data" in setting.stack.overlap else 0.0
+    exposed, contention = overlapped(moved_s, beside, setting.pricer().profile.overlap_cost)
+    return add(seconds, {"data_communication": exposed, "contention": contention})
+
+
+def _once_s(setting: Setting, chunks: list[ChunkTraffic], forward_s: float, backward_s: float) -> Seconds:
+    """State traffic once a step: the first layer's gather and the last one's reduction show, and what one pass
+    of the stage cannot hide; the rest hides at a cost."""
+    flows = [flow for chunk in chunks for flow in chunk.traffic]
+    gathers = sum(flow.step_gather_s for flow in flows)
+    reductions = sum(flow.step_reduce_s for flow in flows)
+    if "data" not in setting.stack.overlap:
+        return {"data_communication": gathers + reductions}
+    first, last = flows[0].step_gather_s, flows[0].step_reduce_s
+    exposed = first + max(gathers - first - forward_s, 0.0) + last + max(reductions - last - backward_s, 0.0)
+    return {
+        "data_communication": exposed,
+        "contention": setting.pricer().profile.overlap_cost * (gathers + reductions),
+    }
+
+
+def analytic_step(setting: Setting, global_batch: int) -> Step:
+    """The step in closed form: m (F + B) of the slowest stage + the schedule's bubble + what is done once.
+
+    The bubble law takes the mean of the other stages, which makes it exact for 1F1B and GPipe with unequal
+    stages: (m - 1) max + sum. Raises PlanError where batch or layers do not divide.
+    """
+    plan, stages, virtual = setting.plan, int(setting.plan.pipeline), int(setting.plan.virtual)
+    count = int(micro_batches(plan, global_batch))
+    schedule = schedules.get(plan.schedule)
+    pipeline = chunks_with_traffic(setting)
+    per_stage, forwards, backwards, peaks = [], [], [], []
+    for stage in range(stages):
+        chunks = [pipeline[schedule.stage_of(stage, chunk, stages, virtual)] for chunk in range(virtual)]
+        seconds: dict[str, Seconds] = {"forward": {}, "backward": {}}
+        for chunk in chunks:
+            for unit, flows in zip(chunk.layers, chunk.traffic, strict=True):
+                for direction, sums in seconds.items():
+                    add(sums, _unit_seconds(setting, unit, flows, direction))
+        forwards.append(float(total(seconds["forward"])))
+        backwards.append(float(total(seconds["backward"])))
+        step = add(add({}, seconds["forward"], count), seconds["backward"], count)
+        add(step, _once_s(setting, chunks, forwards[-1], backwards[-1]))
+        add(step, {"optimizer": optimizer_s(setting, [chunk.whole for chunk in chunks])})
+        per_stage.append({category: float(value) for category, value in step.items()})
+        peaks.append(stage_peak(setting, stage, chunks, count))
+    slowest = max(range(stages), key=lambda stage: forwards[stage] + backwards[stage])
+    others = max(stages - 1, 1)
+    latency_s = _send_s(setting)
+    bubble = schedule.bubble_s(
+        stages,
+        count,
+        virtual,
+        (sum(forwards) - forwards[slowest]) / others,
+        (sum(backwards) - backwards[slowest]) / others,
+        latency_s,
+    )
+    norm_s = float(norm_reduction_s(setting))
+    step_time_s = max(sum(parts.values()) for parts in per_stage) + float(bubble) + norm_s
+    mean: Seconds = {}
+    for parts in per_stage:
+        add(parts, {"data_communication": norm_s})
+        parts["bubble"] = step_time_s - sum(parts.values())
+        add(mean, parts, 1.0 / stages)
+    return Step(
+        step_time_s,
+        mean,
+        tuple(per_stage),
+        tuple(float(peak.peak_bytes) for peak in peaks),
+        tuple({state: float(size) for state, size in peak.states.items()} for peak in peaks),
+    )
+
+
+def _send_s(setting: Setting) -> float:
+    """One hop of activations between neighbouring stages."""
+    plan, cluster = setting.plan, setting.cluster
+    if plan.pipeline == 1:
+        return 0.0
+    size_bytes = 2.0 * setting.shard.norm_tokens * setting.model.hidden
+    crosses = plan.tensor * plan.context * plan.data >= cluster.node.scale_up_domain
+    return float(collectives.point_to_point_s(size_bytes, crosses, network.paths(cluster)))

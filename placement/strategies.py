@@ -1,0 +1,77 @@
+"""The registry of published strategies: names to placements, read from `strategies.yaml`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from placement.states import Axis, Dim, Mode, Placement, PlacementError, Span, State, StateBytes, state_bytes
+
+_FILE = Path(__file__).with_name("strategies.yaml")
+_FLAGS = ("accumulate", "separate_recompute_gather", "host_update")
+_KEYS = (*State, *_FLAGS, "keep_gathered", "bytes", "source")
+
+
+def names() -> tuple[str, ...]:
+    """Every strategy known, in the order of the file."""
+    return tuple(_registry())
+
+
+def get(name: str, bytes_preset: str | StateBytes | None = None) -> Placement:
+    """The placement of a named strategy, with other bytes per parameter if asked for.
+
+    `bytes_preset` is a name of `states.STATE_BYTES` ("mixed", "megatron", ...) or a `StateBytes`. Raises
+    PlacementError naming the nearest known name.
+
+    >>> get("zero-3").mode(State.PARAMETERS, Axis.DATA).letter
+    'S*'
+    """
+    if name not in _registry():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise PlacementError(f"no strategy {name!r}; {hint}known: {', '.join(names())}")
+    found = _registry()[name]
+    return found if bytes_preset is None else replace(found, bytes=state_bytes(bytes_preset))
+
+
+def from_mapping(data: Mapping[str, Any], name: str = "") -> Placement:
+    """A placement from the notation of `strategies.yaml`. Raises PlacementError naming a bad key or value."""
+    for key in data:
+        if key not in _KEYS:
+            raise PlacementError(f"placement {name!r}: unknown key {key!r}; known: {', '.join(_KEYS)}")
+    modes: dict[State, dict[Axis, Mode]] = {}
+    partition: dict[Axis, Dim] = {}
+    for state in State:
+        for axis_name, value in data.get(state, {}).items():
+            axis = _member(Axis, axis_name, name)
+            if state is State.ACTIVATIONS and axis is not Axis.MEMORY:
+                partition[axis] = _member(Dim, value, name)
+            else:
+                modes.setdefault(state, {})[axis] = _member(Mode, value, name)
+    return Placement(
+        modes, partition,
+        bytes=state_bytes(data["bytes"]) if "bytes" in data else None,
+        keep_gathered=_member(Span, data.get("keep_gathered", Span.PASS), name),
+        name=name, source=str(data.get("source", "")),
+        **{flag: bool(data[flag]) for flag in _FLAGS if flag in data},
+    )
+
+
+def _member(kind: Any, value: str, name: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        what = f"{value!r} is no {kind.__name__.lower()}"
+        raise PlacementError(f"placement {name!r}: {what}; known: {', '.join(kind)}") from None
+
+
+@cache
+def _registry() -> dict[str, Placement]:
+    data = YAML(typ="safe").load(_FILE.read_text(encoding="utf-8"))
+    return {name: from_mapping(entry, name) for name, entry in data.items()}

@@ -1,0 +1,107 @@
+"""Units: the pieces of a chunk whose parameters are gathered, whose gradients are reduced, as one.
+
+A unit is a whole chunk where nothing is gathered within a pass, and a single layer where it is (FSDP). It
+carries what one accelerator pays for it: prices of its passes, parameters it holds, bytes it keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from costmodel import parameters
+from costmodel.activations import head_bytes, layer_bytes
+from costmodel.architecture import Layer
+from costmodel.operators import Number
+from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price
+from placement.plan import layers_of_chunks
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of a chunk on one accelerator, per micro-batch where that applies.
+
+    `dense_parameters` and `expert_parameters` are what tensor and expert parallelism leave on this rank (before
+    any sharding over data ranks); `saved_bytes` live from forward to backward, `working_bytes` during the
+    backward pass only (a recomputed layer). `head_bytes` is the part of saved_bytes that logits take.
+    """
+
+    price: PassPrice
+    dense_parameters: Number
+    expert_parameters: Number
+    saved_bytes: Number
+    working_bytes: Number
+    head_bytes: Number = 0.0
+
+
+def layer_parameters(setting: Setting, layer: Layer) -> tuple[Number, Number]:
+    """(dense, expert) parameters of one layer on one accelerator; norms and the router are on every rank."""
+    model, plan = setting.model, setting.plan
+    experts = parameters.routed_expert_parameters(layer.feed_forward, model.hidden)
+    whole = parameters.layer_parameters(layer, model.hidden, model.norm)
+    router = parameters.router_parameters(layer.feed_forward, model.hidden)
+    norms = layer.norms * parameters.norm_parameters(model.norm, model.hidden)
+    split = whole - experts - router - norms
+    return split / plan.tensor + router + norms, experts / (plan.expert * plan.expert_tensor)
+
+
+def _layer_unit(setting: Setting, layer: Layer) -> Unit:
+    stack, model = setting.stack, setting.model
+    kept = layer_bytes(model, layer, setting.shard, stack.execution, stack.attention, setting.plan.recompute)
+    whole = layer_bytes(model, layer, setting.shard, stack.execution, stack.attention)
+    working = whole - kept if setting.plan.recompute != "none" else 0.0 * whole
+    return Unit(layer_price(setting, layer), *layer_parameters(setting, layer), kept, working)
+
+
+def _ends(setting: Setting) -> tuple[Unit, Unit]:
+    """The embedding, and the head with its logits. A tied head on another stage holds its own copy."""
+    model, plan = setting.model, setting.plan
+    embedding_price, head_price = end_prices(setting)
+    embedding = parameters.embedding_parameters(model)
+    layers = sum(parameters.layer_parameters(layer, model.hidden, model.norm) for layer in model.layers)
+    # what is neither layer nor embedding: an untied head, the final norm, learned positions
+    rest = parameters.count(model) - layers - embedding
+    if model.tied_embeddings and plan.pipeline > 1:
+        rest += model.vocabulary * model.hidden
+    logits = head_bytes(model, setting.shard, setting.stack.execution)
+    return (
+        Unit(embedding_price, embedding / plan.tensor, 0.0, 0.0, 0.0),
+        Unit(head_price, rest / plan.tensor, 0.0, logits, 0.0, logits),
+    )
+
+
+def _merge(units: list[Unit]) -> Unit:
+    """Several units as one; only one layer at a time is recomputed, so working bytes do not add."""
+    forward: Seconds = {}
+    backward: Seconds = {}
+    for unit in units:
+        add(forward, unit.price.forward)
+        add(backward, unit.price.backward)
+    return Unit(
+        PassPrice(forward, backward),
+        sum(unit.dense_parameters for unit in units),
+        sum(unit.expert_parameters for unit in units),
+        sum(unit.saved_bytes for unit in units),
+        max((unit.working_bytes for unit in units), default=0.0),
+        sum(unit.head_bytes for unit in units),
+    )
+
+
+def chunk_units(setting: Setting, by_layer: bool) -> list[tuple[Unit, ...]]:
+    """The units of every chunk of the pipeline in model order: one a chunk, or one a layer.
+
+    The embedding belongs to the first unit of the first chunk, the head to the last unit of the last chunk.
+    """
+    model = setting.model
+    of_layer = {layer: _layer_unit(setting, layer) for layer in set(model.layers)}
+    embedding, head = _ends(setting)
+    sizes = layers_of_chunks(len(model.layers), setting.plan)
+    result, first = [], 0
+    for index, size in enumerate(sizes):
+        units = [of_layer[layer] for layer in model.layers[first : first + size]]
+        if index == 0:
+            units = [_merge([embedding, *units[:1]]), *units[1:]]
+        if index == len(sizes) - 1:
+            units = [*units[:-1], _merge([*units[-1:], head])]
+        result.append(tuple(units) if by_layer else (_merge(units),))
+        first += size
+    return result

@@ -1,0 +1,121 @@
+"""A checked scenario becomes the objects that the simulator works on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from costmodel import catalog, huggingface
+from costmodel.architecture import Model
+from costmodel.hardware import Cluster
+from costmodel.huggingface.fields import ALIASES
+from placement.plan import Plan
+from scenarios.errors import nearest
+from scenarios.schema import ModelChoice, PlanBlock, Scenario
+from simulator.inputs import TrainingInputs
+
+if TYPE_CHECKING:
+    from scenarios.load import LoadedScenario
+
+
+class BuildError(ValueError):
+    """A model or cluster that cannot be built; `key` is the path of the scenario key that says so."""
+
+    def __init__(self, key: tuple[str, ...], message: str) -> None:
+        self.key = key
+        super().__init__(message)
+
+
+def model_and_cluster(scenario: Scenario, folder: Path) -> tuple[Model, Cluster]:
+    """The model (paths are relative to `folder`) and the cluster of a scenario. Raises BuildError."""
+    model = build_model(scenario.model, folder)
+    node = catalog.node(scenario.cluster.node)
+    nodes = scenario.cluster.nodes
+    most = nodes * node.accelerators
+    gpus = most if scenario.cluster.gpus is None else scenario.cluster.gpus
+    if gpus > most:
+        held = f"{nodes:,} nodes x {node.accelerators} of {node.name} = {most:,}"
+        raise BuildError(("cluster", "gpus"), f"{gpus:,} is more than the cluster holds: {held}")
+    return model, Cluster(node, nodes, gpus)
+
+
+def build_model(choice: ModelChoice, folder: Path) -> Model:
+    """A model of the catalogue or of a config.json, with the config keys of `set` replaced.
+
+    Raises BuildError, with the key that is to blame.
+    """
+    key = ("model", "hf") if choice.hf is not None else ("model",)
+    try:
+        if choice.hf is None:
+            config = huggingface.catalog_config(str(choice.catalog))
+            name, source = config["_name"], config["_source"]
+        else:
+            model = huggingface.from_file(folder / choice.hf)
+            if not choice.set:
+                return model
+            config = _config_of(folder / choice.hf)
+            name, source = model.name, choice.hf
+        key = ("model", "set") if choice.set else key
+        return huggingface.from_config(_with_settings(config, choice.set), name=name, source=source)
+    except huggingface.ConfigError as error:
+        raise BuildError(key, str(error)) from error
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    """The mapping of a config.json that `huggingface.from_file` has read without error."""
+    file = path / "config.json" if path.is_dir() else path
+    return dict(json.loads(file.read_text(encoding="utf-8-sig")))
+
+
+def _with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The config with keys replaced, in its nested `text_config` where they stand there.
+
+    Raises BuildError for a key that neither the config nor any architecture has, so that no slip goes unseen.
+    """
+    nested = config.get("text_config")
+    inner = dict(nested) if isinstance(nested, dict) else {}
+    outer = dict(config)
+    known = [k for k in (*outer, *inner, *ALIASES) if not k.startswith("_")]
+    for key, value in settings.items():
+        if key not in known:
+            hint = nearest(key, list(dict.fromkeys(known)))
+            raise BuildError(("model", "set", key), f"the model's config has no such key; {hint}")
+        target = inner if key in inner or (inner and key not in outer) else outer
+        target[key] = value
+    return outer | ({"text_config": inner} if inner else {})
+
+
+def data_degree(plan: PlanBlock, cluster: Cluster) -> int:
+    """The data-parallel degree: as given, else what the other degrees leave of the cluster's GPUs."""
+    return plan.data or max(1, cluster.accelerators // (plan.tensor * plan.pipeline * plan.context))
+
+
+def build_plan(block: PlanBlock, cluster: Cluster) -> Plan:
+    """The plan with `data` filled in."""
+    return Plan(**{**block.model_dump(), "data": data_degree(block, cluster)})
+
+
+def training_inputs(
+    loaded: LoadedScenario, fidelity: str = "events", seed: int | None = None
+) -> TrainingInputs:
+    """What `simulator.predict` is asked. `seed` None takes the scenario's."""
+    scenario = loaded.scenario
+    return TrainingInputs(
+        name=scenario.name if loaded.variant is None else f"{scenario.name}: {loaded.variant}",
+        description=scenario.description,
+        file=loaded.file,
+        raw=loaded.raw,
+        model=loaded.model,
+        cluster=loaded.cluster,
+        plan=build_plan(scenario.plan, loaded.cluster),
+        sequence=scenario.workload.sequence,
+        global_batch=scenario.workload.global_batch,
+        total_tokens=scenario.workload.tokens,
+        stack={**scenario.stack.model_dump(), "overlap": tuple(scenario.stack.overlap)},
+        price_usd_per_gpu_hour=scenario.cluster.price_usd_per_gpu_hour,
+        published=tuple(p.model_dump() for p in scenario.published),
+        assumptions=tuple(a.model_dump() for a in scenario.assumptions),
+        seed=scenario.seed if seed is None else seed,
+        fidelity=fidelity,
+    )

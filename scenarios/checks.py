@@ -1,0 +1,210 @@
+"""What the values of a scenario must be to one another: degrees and GPUs, batch and micro-batch, heads.
+
+Each check is a generator of (key path, message); a message shows every number it judges by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from costmodel.architecture import Attention, FeedForward, Model
+from costmodel.hardware import Cluster
+from costmodel.kernels import PEAK_OF_PRECISION
+from placement import schedules
+from placement.plan import Plan, PlanError, layers_of_chunks
+from scenarios.build import build_plan
+from scenarios.schema import Scenario
+
+KeyPath = tuple[str, ...]
+Found = Iterator[tuple[KeyPath, str]]
+MOST_PASSES = 5_000_000  # forward passes of one pipeline: stages x chunks x micro-batches
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is checked. `plan` has its data-parallel degree filled in."""
+
+    plan: Plan
+    model: Model
+    cluster: Cluster
+    sequence: int
+    batch: int
+
+    @property
+    def attentions(self) -> list[Attention]:
+        return list(dict.fromkeys(layer.attention for layer in dict.fromkeys(self.model.layers)))
+
+    @property
+    def feed_forwards(self) -> list[FeedForward]:
+        return list(dict.fromkeys(layer.feed_forward for layer in dict.fromkeys(self.model.layers)))
+
+
+def relations(scenario: Scenario, model: Model, cluster: Cluster) -> list[tuple[KeyPath, str]]:
+    """Everything that does not go together, as (key path, message); empty where all does."""
+    workload = scenario.workload
+    plan = build_plan(scenario.plan, cluster)
+    case = _Case(plan, model, cluster, workload.sequence, workload.global_batch)
+    found = list(_degrees(scenario, cluster))
+    # The checks that need the data-parallel degree would mislead where the product is wrong.
+    checks = _CHECKS if found else _CHECKS + _SIZED_CHECKS
+    return found + [problem for check in checks for problem in check(case)]
+
+
+def _product(factors: Mapping[str, int]) -> str:
+    """The factors and their product: 'tensor 8 x pipeline 16 = 128'."""
+    terms = " x ".join(f"{name} {size:,}" for name, size in factors.items())
+    return f"{terms} = {math.prod(factors.values()):,}" if len(factors) > 1 else terms
+
+
+def _divisors(number: int) -> str:
+    found = [str(n) for n in range(1, min(number, 10_000) + 1) if number % n == 0]
+    return ", ".join(found[:12])
+
+
+def _degrees(scenario: Scenario, cluster: Cluster) -> Found:
+    plan, gpus = scenario.plan, cluster.accelerators
+    others = {"tensor": plan.tensor, "pipeline": plan.pipeline, "context": plan.context}
+    rest = math.prod(others.values())
+    if plan.data is None:
+        if gpus % rest:
+            yield ("plan",), f"{_product(others)} does not divide the cluster's {gpus:,} GPUs"
+    elif rest * plan.data != gpus:
+        hint = f"; data {gpus // rest:,} would fit" if gpus % rest == 0 else ""
+        product = _product({**others, "data": plan.data})
+        yield ("plan", "data"), f"{product} GPUs, but the cluster has {gpus:,}{hint}"
+
+
+def _batch(case: _Case) -> Found:
+    plan, batch = case.plan, case.batch
+    per_step = plan.data * plan.micro_batch
+    factors = _product({"data": plan.data, "micro_batch": plan.micro_batch})
+    if batch % per_step:
+        fitting = max(1, round(batch / per_step)) * per_step
+        yield ("workload", "global_batch"), f"{batch:,} does not divide by {factors}; {fitting:,} would"
+        return
+    micro_batches = batch // per_step
+    if schedules.get(plan.schedule).takes_group and plan.pipeline > 1 and micro_batches % plan.pipeline:
+        yield ("plan", "schedule"), (
+            f"{plan.schedule} needs micro-batches in whole groups of pipeline {plan.pipeline:,}; a step has "
+            f"global_batch {batch:,} / ({factors}) = {micro_batches:,}"
+        )
+    passes = {"pipeline": plan.pipeline, "virtual": plan.virtual, "micro-batches": micro_batches}
+    if math.prod(passes.values()) > MOST_PASSES:
+        yield ("workload", "global_batch"), (
+            f"{_product(passes)} passes in a step are more than the {MOST_PASSES:,} that can be played"
+        )
+
+
+def _heads(case: _Case) -> Found:
+    tensor, name = case.plan.tensor, case.model.name
+    for attention in case.attentions:
+        heads, kv_heads = attention.heads, attention.kv_heads
+        if heads % tensor:
+            yield ("plan", "tensor"), (
+                f"{tensor:,} does not divide the {heads} attention heads of {name}; {_divisors(heads)} do"
+            )
+        elif attention.kind == "gqa" and kv_heads % tensor and tensor % kv_heads:
+            yield ("plan", "tensor"), (
+                f"{tensor:,} neither divides the {kv_heads} key/value heads of {name} nor the other way round"
+            )
+        elif case.plan.context_method == "ulysses" and heads // tensor % case.plan.context:
+            yield ("plan", "context"), (
+                f"{case.plan.context:,} does not divide the {heads} heads / tensor {tensor:,} = "
+                f"{heads // tensor} that ulysses spreads over the context ranks"
+            )
+
+
+def _widths(case: _Case) -> Found:
+    tensor, expert_tensor = case.plan.tensor, case.plan.expert_tensor
+    for part in case.feed_forwards:
+        if not part.experts and part.width % tensor:
+            yield ("plan", "tensor"), f"{tensor:,} does not divide feed-forward width {part.width:,}"
+        if part.experts and part.width % expert_tensor:
+            yield ("plan", "expert_tensor"), f"{expert_tensor:,} does not divide expert width {part.width:,}"
+
+
+def _experts(case: _Case) -> Found:
+    sparse = [part for part in case.feed_forwards if part.experts]
+    degrees = {"expert": case.plan.expert, "expert_tensor": case.plan.expert_tensor}
+    for key, degree in degrees.items():
+        if not sparse and degree > 1:
+            yield ("plan", key), f"{case.model.name} has no experts to spread; leave {key} out"
+    for part in sparse:
+        if part.experts % case.plan.expert:
+            yield ("plan", "expert"), (
+                f"{case.plan.expert:,} does not divide the {part.experts} experts of {case.model.name}; "
+                f"{_divisors(part.experts)} do"
+            )
+
+
+def _expert_ranks(case: _Case) -> Found:
+    plan = case.plan
+    wanted = {"expert": plan.expert, "expert_tensor": plan.expert_tensor}
+    ranks = {"data": plan.data, "context": plan.context, "tensor": plan.tensor}
+    if math.prod(ranks.values()) % math.prod(wanted.values()):
+        yield ("plan", "expert"), f"{_product(wanted)} does not divide {_product(ranks)} ranks of a stage"
+
+
+def _layers(case: _Case) -> Found:
+    plan, layers = case.plan, len(case.model.layers)
+    listed = isinstance(plan.stage_layers, tuple)
+    if not listed and plan.chunks > layers + 2:  # before lists of that length are made
+        chunks = _product({"pipeline": plan.pipeline, "virtual": plan.virtual})
+        yield ("plan", "pipeline"), f"{chunks} chunks are more than the {layers} layers of {case.model.name}"
+        return
+    try:
+        layers_of_chunks(layers, plan)
+    except PlanError as error:
+        yield ("plan", "stage_layers" if listed else "pipeline"), str(error)
+
+
+def _schedule(case: _Case) -> Found:
+    virtual, name = case.plan.virtual, case.plan.schedule
+    if case.plan.pipeline == 1:
+        if virtual > 1:
+            yield ("plan", "virtual"), f"{virtual:,} chunks per rank need a pipeline; pipeline is 1"
+    elif not schedules.get(name).accepts_chunks(virtual):
+        takers = [n for n in schedules.names() if schedules.get(n).accepts_chunks(virtual)]
+        key = "virtual" if virtual > 1 else "schedule"
+        yield ("plan", key), (
+            f"schedule {name} does not run {virtual:,} chunk{'s' * (virtual > 1)} per rank (plan.virtual); "
+            f"these do: {', '.join(takers) or 'none'}"
+        )
+
+
+def _sequence(case: _Case) -> Found:
+    plan, sequence, key = case.plan, case.sequence, ("workload", "sequence")
+    if case.model.positions and sequence > case.model.positions:
+        learned = f"{case.model.positions:,} learned positions of {case.model.name}"
+        yield key, f"{sequence:,} is more than the {learned}"
+    parts = {}
+    if plan.context > 1:
+        parts["context"] = plan.context
+        if plan.context_method != "ulysses":
+            parts["halves of a rank's share"] = 2  # causal attention is balanced by an early and a late half
+    if plan.sequence_parallel and plan.tensor > 1:
+        parts["tensor (sequence_parallel)"] = plan.tensor
+    if sequence % math.prod(parts.values()):
+        yield key, f"{sequence:,} does not divide by {_product(parts)}"
+
+
+def _precision(case: _Case) -> Found:
+    accelerator = case.cluster.accelerator
+    supported = [p for p in PEAK_OF_PRECISION if _supports(accelerator.peak_flops_per_s, p)]
+    if case.plan.precision not in supported:
+        yield ("plan", "precision"), (
+            f"{accelerator.name} does not compute in {case.plan.precision}; it does in {', '.join(supported)}"
+        )
+
+
+def _supports(peaks: Mapping[str, float], precision: str) -> bool:
+    """Block-scaled formats (mxfp8, nvfp4) came with the generations that have fp4."""
+    needed = [PEAK_OF_PRECISION[precision], *(["fp4"] if precision in ("mxfp8", "nvfp4") else [])]
+    return all(peaks.get(kind) for kind in needed)
+
+
+_Check = Callable[[_Case], Found]
+_CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _layers, _schedule, _sequence, _precision)
+_SIZED_CHECKS: tuple[_Check, ...] = (_batch, _expert_ranks)

@@ -1,0 +1,22 @@
+"""`whatif report`: the page of a saved result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scenarios.commands.output import check_target, read_result, write_file
+from scenarios.errors import Place, ScenarioError
+
+
+def report(result: str, output: str) -> None:
+    """Read a result of `whatif run --json` and write its page. Raises ScenarioError."""
+    check_target("-o", output, never=(Path(result),) if "\0" not in result else ())
+    document = read_result(result)
+    from reports import page
+
+    try:
+        text = page.render(document)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"is not a whole result of 'whatif run --json' ({type(error).__name__} at {error})"
+        raise ScenarioError.at(Place(result), what) from None
+    write_file("-o", output, text)

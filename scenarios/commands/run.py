@@ -1,0 +1,155 @@
+"""`whatif run`: a scenario and its variants predicted, shown and saved."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from placement.plan import PlanError
+from placement.schedules import ScheduleError
+from scenarios import names
+from scenarios.build import training_inputs
+from scenarios.commands.output import (
+    SCHEMA_VERSION,
+    cannot_write,
+    check_target,
+    plain_values,
+    print_json,
+    tool_version,
+    write_file,
+)
+from scenarios.errors import Place, Problem, ScenarioError, nearest
+from scenarios.load import LoadedScenario, load, variants
+from simulator import predict
+
+SLOW_S = 2.0  # work that takes longer shows its progress
+
+
+def find(scenario: str) -> tuple[Path, str]:
+    """The file of a scenario given by path or by its name in the library, and what messages call it.
+
+    Raises ScenarioError, with the nearest library name, where there is neither.
+    """
+    path = Path(scenario)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    inside = None if exists else names.library_file(scenario)
+    if not exists and inside is None and "/" not in scenario:
+        hint = nearest(scenario.removesuffix(".yaml"), names.known("scenarios"))
+        raise ScenarioError.at(Place(scenario), f"no such file, and no library scenario of that name; {hint}")
+    return (inside, inside.name) if inside else (path, scenario)
+
+
+def predict_scenario(
+    scenario: str, settings: Sequence[str] = (), fidelity: str = "events", seed: int | None = None
+) -> dict[str, Any]:
+    """The whole document of a scenario with its variants. Raises ScenarioError."""
+    began = time.perf_counter()
+    path, name = find(scenario)
+    base = load(path, settings, name)
+    varied = variants(base)
+    document = _predicted(base, fidelity, seed)
+    rows = []
+    for number, variant in enumerate(varied, 1):
+        if time.perf_counter() - began > SLOW_S:
+            print(f"{name}: variant {number} of {len(varied)}: {variant.variant}", file=sys.stderr)
+        rows.append(variant_row(document, _predicted(variant, fidelity, seed), base, number - 1))
+    whole: dict[str, Any] = plain_values({
+        "schema_version": SCHEMA_VERSION,
+        "tool_version": tool_version(),
+        "scenario": {"name": base.scenario.name, "description": base.scenario.description, "file": name,
+                     "sha256": base.sha256, "inputs": base.raw},
+        **document,
+        "variants": rows,
+        "run": {"wall_s": time.perf_counter() - began,
+                "date": datetime.now(UTC).isoformat(timespec="seconds")},
+    })
+    return whole
+
+
+def variant_row(
+    document: dict[str, Any], varied: dict[str, Any], base: LoadedScenario, index: int
+) -> dict[str, Any]:
+    """A variant beside the base case: its `set`, its figures, and the relative changes of the numbers."""
+    entry = base.scenario.what_if[index]
+    figures = {key: varied[key] for key in _OF_VARIANTS if key in varied}
+    changes = {key: _change(document.get(key), value) for key, value in figures.items()}
+    return {"name": entry.name, "set": entry.set, **figures, "reasons": varied.get("reasons", {}),
+            "change": {key: change for key, change in changes.items() if change is not None}}
+
+
+_OF_VARIANTS = (
+    "answer", "fits", "gpus", "accelerator", "step_time_s", "tokens_per_s", "tokens_per_s_per_gpu",
+    "model_flops_per_s_per_gpu", "mfu", "hfu", "bubble_fraction", "peak_memory_bytes",
+    "memory_breakdown_bytes", "breakdown_s", "cost_usd", "cost_usd_per_million_tokens", "energy_j",
+    "run_totals", "error_band",
+)
+
+
+def _change(base: Any, other: Any) -> float | None:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (base, other))
+    return float(other / base - 1) if numbers and base else None
+
+
+def _predicted(loaded: LoadedScenario, fidelity: str, seed: int | None) -> dict[str, Any]:
+    try:
+        return predict.predict_training(training_inputs(loaded, fidelity, seed))
+    except (PlanError, ScheduleError) as error:
+        raise ScenarioError([Problem.at(loaded.document.key_place(("plan",)), f"plan: {error}")]) from None
+
+
+def run(
+    scenario: str,
+    settings: Sequence[str],
+    fidelity: str,
+    *,
+    html: str,
+    trace: str,
+    as_json: bool,
+    seed: int | None,
+) -> None:
+    """Predict, then write what was asked for. Raises ScenarioError."""
+    _check_outputs(scenario, fidelity, html, trace)
+    document = predict_scenario(scenario, settings, fidelity, seed)
+    if html:
+        from reports import page
+
+        write_file("--html", html, page.render(document))
+    if trace:
+        _write_trace(trace, document)
+    if as_json:
+        print_json(document)
+    else:
+        from rich.console import Console
+
+        from reports import table
+
+        table.show(document, Console(highlight=False))
+
+
+def _check_outputs(scenario: str, fidelity: str, html: str, trace: str) -> None:
+    inputs = (Path(scenario),) if "\0" not in scenario else ()
+    for option, path in (("--html", html), ("--trace", trace)):
+        if path:
+            check_target(option, path, never=inputs)
+    if trace and not trace.endswith((".json", ".json.gz")):
+        raise ScenarioError.at(Place(f"--trace {trace}"), "a trace is written to a .json or .json.gz file")
+    if trace and fidelity != "events":
+        raise ScenarioError.at(Place(f"--trace {trace}"), "only --fidelity events has a timeline to write")
+    if trace and html and Path(trace).resolve() == Path(html).resolve():
+        raise ScenarioError.at(Place(f"--trace {trace}"), "is the same file as --html; choose another name")
+
+
+def _write_trace(path: str, document: dict[str, Any]) -> None:
+    from reports import trace
+
+    try:
+        trace.write(path, trace.render(document))
+    except OSError as error:
+        raise cannot_write("--trace", path, error) from None

@@ -1,0 +1,203 @@
+"""The keys of a scenario file: their types, ranges, defaults and meanings.
+
+Only what one key alone can get wrong is checked here, plus the names it may hold; what two keys together get
+wrong (degrees and GPUs, batch and micro-batch) is checked in `scenarios.checks`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from costmodel import units
+from scenarios import names
+from scenarios.errors import shown
+
+Degree = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Title = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(max_length=5000)]
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]
+Metric = Literal["mfu", "step_time_s", "tokens_per_s_per_gpu", "model_flops_per_s_per_gpu"]
+DIMENSION_OF_METRIC = {"mfu": "1", "step_time_s": "s", "tokens_per_s_per_gpu": "tokens",
+                       "model_flops_per_s_per_gpu": "FLOP/s"}
+
+
+def quantity(dimension: str) -> BeforeValidator:
+    """A number, or text with a unit of `dimension` (costmodel.units)."""
+
+    def read(value: Any) -> float:
+        if not isinstance(value, int | float | str):
+            raise ValueError(f"a quantity is expected, got {shown(value)}")
+        return units.parse(value, dimension)
+
+    return BeforeValidator(read)
+
+
+def named(kind: names.Kind) -> AfterValidator:
+    """A name of the catalogue or registry `kind`; the error names the nearest one."""
+
+    def check(name: str) -> str:
+        names.check(kind, name)
+        return name
+
+    return AfterValidator(check)
+
+
+class Block(BaseModel):
+    """A mapping of the file: no other keys, no conversions between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelChoice(Block):
+    """A model of the catalogue, or a Hugging Face config.json; `set` overrides keys of its config."""
+
+    catalog: Annotated[str, named("models")] | None = None
+    hf: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    set: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelChoice:
+        if (self.catalog is None) == (self.hf is None):
+            raise ValueError("give one of 'catalog: NAME' and 'hf: PATH'")
+        return self
+
+
+def _model_choice(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"catalog": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"a model's name, or hf: PATH to its config.json, is expected, got {shown(value)}")
+    return value
+
+
+class ClusterBlock(Block):
+    """Equal nodes. `gpus`, used by the run, defaults to all of them."""
+
+    node: Annotated[str, named("nodes")]
+    nodes: Degree
+    gpus: Count | None = None
+    price_usd_per_gpu_hour: Annotated[float, quantity("USD/h"), Field(ge=0, le=1e6)] | None = None
+
+
+class WorkloadBlock(Block):
+    """What is trained: `sequence` tokens in each of `global_batch` sequences a step, `tokens` in all."""
+
+    kind: Literal["pretrain"]
+    sequence: Annotated[int, Field(ge=1, le=1_000_000_000)]
+    global_batch: Count
+    tokens: Annotated[float, quantity("tokens"), Field(gt=0, le=1e18)] | None = None
+
+
+def _stage_layers(value: Any) -> str | tuple[int, ...]:
+    if value in ("even", "balanced"):
+        return str(value)
+    if isinstance(value, list) and value and all(type(n) is int and 0 <= n <= 100_000 for n in value):
+        return tuple(value)
+    raise ValueError("'even', 'balanced' or a list of whole numbers (layers of each chunk in model order) is "
+                     f"expected, got {shown(value)}")
+
+
+class PlanBlock(Block):
+    """How the model is laid over the cluster; `data` defaults to gpus / (tensor x pipeline x context)."""
+
+    tensor: Degree = 1
+    sequence_parallel: bool = False
+    pipeline: Degree = 1
+    virtual: Degree = 1
+    data: Degree | None = None
+    context: Degree = 1
+    context_method: Literal["all-gather", "ring", "ulysses"] = "all-gather"
+    expert: Degree = 1
+    expert_tensor: Degree = 1
+    stage_layers: Annotated[Any, BeforeValidator(_stage_layers)] = "even"
+    schedule: Annotated[str, named("schedules")] = "1f1b"
+    sharding: Annotated[str, named("strategies")] = "zero-1"
+    micro_batch: Degree = 1
+    recompute: Literal["none", "selective", "full"] = "none"
+    precision: Precision = "bf16"
+
+
+class StackBlock(Block):
+    """The software: how kernels run, which attention kernel, which communication runs beside compute."""
+
+    execution: Literal["eager", "fused", "compiled"] = "fused"
+    attention: Literal["unfused", "flash-2", "flash-3", "cudnn"] = "flash-2"
+    overlap: list[Literal["data", "tensor", "context", "pipeline"]] = ["data", "pipeline"]
+
+
+class PublishedValue(Block):
+    """A measured or claimed result of this scenario; text values may carry a unit ("41%", "400 TFLOP/s")."""
+
+    metric: Metric
+    value: Any
+    source: Title
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quantity(cls, data: Any) -> Any:
+        metric = data.get("metric") if isinstance(data, dict) else None
+        if not isinstance(metric, str) or metric not in DIMENSION_OF_METRIC or "value" not in data:
+            return data
+        value = data["value"]
+        if not isinstance(value, int | float | str):
+            raise ValueError(f"value: a quantity is expected, got {shown(value)}")
+        number = units.parse(value, DIMENSION_OF_METRIC[metric])
+        if not 0 < number <= (1 if metric == "mfu" else 1e18):
+            above = "0 and at most 1 (0.41 or '41%')" if metric == "mfu" else "0"
+            raise ValueError(f"value: {metric} must be above {above}, got {shown(value)}")
+        return {**data, "value": number}
+
+
+class AuthorNote(Block):
+    """Why a key that was not published has the value it has."""
+
+    key: Title
+    text: Text
+    source: Text = ""
+
+
+class WhatIf(Block):
+    """A variant: dotted keys and the values they take in it."""
+
+    name: Title
+    set: Annotated[dict[str, Any], Field(min_length=1)]
+
+
+class Scenario(Block):
+    """One scenario file."""
+
+    name: Title
+    description: Text = ""
+    model: Annotated[ModelChoice, BeforeValidator(_model_choice)]
+    cluster: ClusterBlock
+    workload: WorkloadBlock
+    plan: PlanBlock
+    stack: StackBlock = StackBlock()
+    published: list[PublishedValue] = []
+    assumptions: list[AuthorNote] = []
+    what_if: list[WhatIf] = []
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+def block_at(path: tuple[str | int, ...]) -> type[Block] | None:
+    """The block class whose keys stand at `path` of a scenario; None where keys are free or values stand."""
+    block: type[Block] | None = Scenario
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = block.model_fields.get(part) if block else None
+        block = _block_in(field.annotation) if field else None
+    return block
+
+
+def _block_in(annotation: Any) -> type[Block] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Block):
+        return annotation
+    found = (_block_in(inner) for inner in getattr(annotation, "__args__", ()))
+    return next((block for block in found if block), None)
+
+

@@ -1,0 +1,1 @@
+"""Players: how a program becomes a timeline."""

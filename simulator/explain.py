@@ -1,0 +1,208 @@
+"""What stands beside the numbers: the answer in words, what limits it, the assumptions, the pictures' data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from costmodel import parameters
+from costmodel.architecture import Model
+from costmodel.kernels import peak_flops_per_s
+from costmodel.operators import layer_operators
+from costmodel.stack import TRAFFIC_SOURCE
+from placement import schedules, strategies
+from placement.memory import DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE
+from placement.passes import Setting, total
+from placement.step import Step
+from simulator.inputs import TrainingInputs
+from simulator.timeline import Timeline
+from simulator.training import Lowered
+
+TERMS = {
+    "gemm": "matrix products",
+    "attention": "attention kernels",
+    "memory_bound": "memory-bound operators",
+    "quantize": "casts to a narrow type",
+    "recompute": "recomputation of activations",
+    "tensor_communication": "tensor-parallel communication",
+    "context_communication": "context-parallel communication",
+    "expert_communication": "expert-parallel communication",
+    "data_communication": "gathers and reductions of the training states",
+    "pipeline_communication": "sends between pipeline stages",
+    "contention": "slow-down by communication beside compute",
+    "optimizer": "the optimizer step",
+    "bubble": "pipeline bubbles",
+    "latency": "latency",
+}
+USEFUL = ("gemm", "attention")
+REMEDIES = {
+    "bubble": "more micro-batches a step, more virtual stages, or fewer stages would shrink it",
+    "tensor_communication": "less tensor parallelism, or overlapping it, would shrink it",
+    "context_communication": "less context parallelism, or a ring that overlaps, would shrink it",
+    "data_communication": "a larger batch per rank or another sharding would shrink it",
+    "recompute": "more memory per accelerator, or finer sharding, would avoid it",
+    "memory_bound": "fused or compiled operators move fewer bytes",
+    "contention": "fewer bytes beside compute would shrink it",
+}
+
+
+def limiting(step: Step) -> dict[str, Any]:
+    """The largest part of the step, and the largest that is not model arithmetic with what would shrink it."""
+    shares = {name: seconds / step.step_time_s for name, seconds in step.breakdown_s.items()}
+    largest = max(shares, key=lambda name: shares[name])
+    overhead = max((name for name in shares if name not in USEFUL), key=lambda name: shares[name])
+    remedy = REMEDIES.get(overhead)
+    text = (
+        f"{TERMS.get(largest, largest)} take {shares[largest]:.0%} of the step; the largest part that is not model "
+        f"arithmetic is {TERMS.get(overhead, overhead)} ({shares[overhead]:.0%})" + (f": {remedy}" if remedy else "")
+    )
+    return {"term": overhead, "share": shares[overhead], "text": text}
+
+
+def answer(inputs: TrainingInputs, document: dict[str, Any]) -> str:
+    """One line: how long a step takes, how well the machine is used, whether it fits, what it costs."""
+    fit = document["fit"]
+    room = (
+        f"fits, {fit['free_bytes'] / 1e9:.1f} GB free on stage {fit['stage']}"
+        if document["fits"]
+        else f"does not fit: stage {fit['stage']} misses by {-fit['free_bytes'] / 1e9:.1f} GB"
+    )
+    cost = document["cost_usd"]
+    paid = "price unknown" if cost is None else f"{cost:,.2f} USD a step"
+    return (
+        f"{inputs.model.name} on {inputs.cluster.accelerators:,} x {inputs.cluster.accelerator.title}: "
+        f"{document['step_time_s']:.3g} s a step, {document['tokens_per_s_per_gpu']:,.0f} tokens/s per accelerator, "
+        f"{document['mfu']:.1%} MFU; {room}; {paid}"
+    )
+
+
+def fit(setting: Setting, step: Step, overhead_bytes: float) -> dict[str, Any]:
+    stage = step.worst_stage
+    needed = step.peak_bytes[stage] + overhead_bytes
+    capacity = setting.cluster.accelerator.memory.capacity_bytes
+    return {
+        "tier": "hbm",
+        "stage": stage,
+        "needed_bytes": needed,
+        "capacity_bytes": capacity,
+        "free_bytes": capacity - needed,
+    }
+
+
+def model(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "parameters": parameters.count(model),
+        "active_parameters": parameters.active(model),
+        "layers": len(model.layers),
+        "hidden": model.hidden,
+        "vocabulary": model.vocabulary,
+        "source": model.source,
+        "assumed": list(model.assumed),
+    }
+
+
+def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]]:
+    """What the prediction takes for granted: the author's notes, the stack, the constants, with sources."""
+    plan, stack, profile = inputs.plan, setting.stack, setting.pricer().profile
+    accelerator, placement = inputs.cluster.accelerator, strategies.get(plan.sharding)
+    rows: list[tuple[str, Any, str, str]] = [
+        (note["key"], _at(inputs.raw, note["key"]), note["text"], note.get("source", "the scenario"))
+        for note in inputs.assumptions
+    ]
+    rows += [
+        ("stack.execution", stack.execution, f"memory-bound operators move {stack.traffic_factor:g} times the "
+         "ideally fused bytes", TRAFFIC_SOURCE),
+        ("stack.attention", stack.attention, "attention at this kernel's measured rate",
+         profile.sources.get("attention", "")),
+        ("stack.overlap", ", ".join(stack.overlap) or "nothing", "communication beside compute costs "
+         f"{profile.overlap_cost:.0%} of its length", profile.sources.get("overlap", "")),
+        ("kernels", profile.name, "share of peak that matrix products reach, before wave quantisation: "
+         + ", ".join(f"{kind} {value:.0%}" for kind, value in profile.gemm_fraction.items()),
+         profile.sources.get("gemm", "")),
+        ("kernels in a step", f"{profile.in_situ:g} x alone", "clock and neighbours slow kernels in a step",
+         profile.sources.get("in_situ", "")),
+        ("memory bandwidth", f"{profile.memory_fraction:.0%} of specification", "reached by memory-bound operators",
+         profile.sources.get("memory", "")),
+        ("plan.sharding", plan.sharding, "placement of the four training states", placement.source),
+        ("plan.schedule", plan.schedule, "order of pipeline passes", schedules.get(plan.schedule).source),
+        ("workspace", "", "library workspace on every device", WORKSPACE_SOURCE),
+        ("device overhead", "", DEVICE_OVERHEAD_SOURCE, "assumption"),
+        ("balance", "", "every rank of a stage has equal work and speed; experts are balanced; no failures", "scope"),
+    ]
+    if accelerator.price_usd_per_hour and not inputs.price_usd_per_gpu_hour:
+        price = f"{accelerator.price_usd_per_hour:g} USD/h"
+        rows.append(("price", price, "list price on demand", accelerator.sources.get("price_usd_per_hour", "")))
+    rows += [(f"model.{name}", "assumed", "not stated in the config; taken from the family's code", "Hugging Face")
+             for name in inputs.model.assumed]
+    return [{"key": key, "value": value, "text": text, "source": source} for key, value, text, source in rows]
+
+
+def _at(raw: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        raw = raw.get(part) if hasattr(raw, "get") else None
+    return raw
+
+
+def roofline(setting: Setting) -> dict[str, Any]:
+    """Intensity and reached rate of the operators of the most frequent layer, forward pass."""
+    pricer, counted = setting.pricer(), list(setting.model.layers)
+    layer = max(set(counted), key=counted.count)
+    rows: list[dict[str, Any]] = []
+    for operator in layer_operators(setting.model, layer, setting.shard):
+        time_s = float(total(pricer.forward_s(operator)))
+        flops, moved = float(operator.forward_flops), float(operator.forward_bytes)
+        rows.append(
+            {
+                "name": operator.name,
+                "intensity_flop_per_byte": flops / moved if moved else 0.0,
+                "flops_per_s": flops / time_s if time_s else 0.0,
+                "time_s": time_s,
+            }
+        )
+    whole = sum(row["time_s"] for row in rows)
+    accelerator = setting.cluster.accelerator
+    return {
+        "peak_flops_per_s": peak_flops_per_s(accelerator, setting.plan.precision),
+        "memory_bandwidth_bytes_per_s": accelerator.memory.read_bandwidth_bytes_per_s,
+        "operators": [{**row, "share": row["time_s"] / whole} for row in rows],
+    }
+
+
+def timeline(played: Timeline, lowered: Lowered) -> dict[str, Any]:
+    """Passes by stage: [kind, label, chunk, micro-batch, start_s, duration_s]; the tasks of a pass joined."""
+    stages: dict[int, dict[tuple[str, int, int], list[float]]] = {}
+    for task, stage, kind, chunk, micro_batch in lowered.passes:
+        spans = stages.setdefault(stage, {})
+        start, end = float(played.start_s[task]), float(played.end_s[task])
+        span = spans.setdefault((kind, chunk, micro_batch), [start, end])
+        span[0], span[1] = min(span[0], start), max(span[1], end)
+    return {
+        "makespan_s": played.makespan_s,
+        "stages": [
+            {
+                "stage": stage,
+                "tasks": [
+                    [kind, f"{kind}{micro_batch}", chunk, micro_batch, start, end - start]
+                    for (kind, chunk, micro_batch), (start, end) in spans.items()
+                ],
+            }
+            for stage, spans in sorted(stages.items())
+        ],
+    }
+
+
+def memory_over_time(played: Timeline, stage: int, points: int = 1500) -> dict[str, Any]:
+    """Bytes by state on the fullest stage. Long series are thinned to their highest point per interval."""
+    times_s, series = played.memory_series(stage, "hbm")
+    keep = np.arange(len(times_s))
+    if len(times_s) > points:
+        whole = np.sum(list(series.values()), axis=0)
+        keep = np.array([part[int(whole[part].argmax())] for part in np.array_split(keep, points)])
+    return {
+        "stage": stage,
+        "tier": "hbm",
+        "times_s": times_s[keep].tolist(),
+        "states": {state: values[keep].tolist() for state, values in series.items()},
+    }

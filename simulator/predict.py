@@ -1,0 +1,270 @@
+"""From inputs to a prediction: play the step, read time, memory, money and energy off it.
+
+The result is one plain document, the JSON of `whatif run --json`; every report is made from it. What is not
+known holds None, with the reason under `reasons`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from costmodel import money, parameters
+from costmodel.kernels import peak_flops_per_s
+from costmodel.operators import model_flops_per_token
+from costmodel.stack import Stack
+from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes
+from placement.passes import Setting
+from placement.plan import PlanError
+from placement.schedules import ScheduleError
+from placement.state_traffic import chunks_with_traffic
+from placement.step import Step, analytic_step
+from simulator import explain
+from simulator.engine import static
+from simulator.inputs import TrainingInputs
+from simulator.timeline import Timeline
+from simulator.training import Lowered, lower
+
+BUSY = ("gemm", "attention", "memory_bound", "quantize", "recompute", "optimizer", "contention")
+
+
+@dataclass(frozen=True)
+class Played:
+    """One step by its closed form, or as it was played with its program and timeline."""
+
+    setting: Setting
+    step: Step
+    lowered: Lowered | None = None
+    timeline: Timeline | None = None
+
+    @property
+    def needed_bytes(self) -> float:
+        """Device memory that the fullest stage needs: its peak and what lies beside the allocator."""
+        return self.step.peak_bytes[self.step.worst_stage] + DEVICE_OVERHEAD_BYTES
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.setting.cluster.accelerator.memory.capacity_bytes
+
+
+def setting_of(inputs: TrainingInputs) -> Setting:
+    """The stack block of the inputs with the rest. Raises ValueError for a part that the stack does not know."""
+    chosen: dict[str, Any] = {key: tuple(value) if key == "overlap" else value for key, value in inputs.stack.items()}
+    return Setting(inputs.model, inputs.plan, inputs.cluster, Stack(**chosen), inputs.sequence)
+
+
+def play(inputs: TrainingInputs) -> Played:
+    """The step at the fidelity asked for: "events" plays its program, "analytic" takes the closed form.
+
+    Raises PlanError or ScheduleError where the plan cannot be laid over the model.
+    """
+    setting = setting_of(inputs)
+    if inputs.fidelity == "analytic":
+        return Played(setting, analytic_step(setting, inputs.global_batch))
+    lowered = lower(setting, inputs.global_batch)
+    timeline = static.play(lowered.program)
+    stages = range(int(inputs.plan.pipeline))
+    peaks = [timeline.peak(stage, "hbm") for stage in stages]
+    step = Step(
+        timeline.makespan_s,
+        timeline.mean_breakdown(),
+        tuple(timeline.breakdown(stage) for stage in stages),
+        tuple(peak[0] for peak in peaks),
+        tuple(peak[1] for peak in peaks),
+    )
+    return Played(setting, step, lowered, timeline)
+
+
+def _speed(inputs: TrainingInputs, step_time_s: float) -> dict[str, float]:
+    """Tokens and model FLOPs per second; mfu against the dense peak of the GEMM type."""
+    gpus = inputs.cluster.accelerators
+    tokens_per_s = inputs.sequence * inputs.global_batch / step_time_s
+    flops = tokens_per_s * float(model_flops_per_token(inputs.model, inputs.sequence)) / gpus
+    peak = peak_flops_per_s(inputs.cluster.accelerator, inputs.plan.precision)
+    return {
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_per_gpu": tokens_per_s / gpus,
+        "model_flops_per_s_per_gpu": flops,
+        "mfu": flops / peak,
+    }
+
+
+def _hardware_flops_share(inputs: TrainingInputs) -> float:
+    """hfu / mfu: executed over model FLOPs, with the recomputed forward pass where there is one."""
+    if inputs.plan.recompute == "none":
+        return 1.0
+    if inputs.plan.recompute == "full":
+        head = 6.0 * inputs.model.vocabulary * inputs.model.hidden
+        return 4.0 / 3.0 - head / 3.0 / float(model_flops_per_token(inputs.model, inputs.sequence))
+    whole = float(model_flops_per_token(inputs.model, inputs.sequence))
+    products = 6.0 * parameters.matmul_parameters_per_token(inputs.model)
+    return 1.0 + (whole - products) / 3.0 / whole
+
+
+def _money(inputs: TrainingInputs, step: Step, speed: dict[str, float]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Cost and energy of one step; None with a reason where the price or the power is not known."""
+    accelerator, gpus = inputs.cluster.accelerator, inputs.cluster.accelerators
+    result: dict[str, Any] = {"cost_usd": None, "cost_usd_per_million_tokens": None, "energy_j": None}
+    reasons: dict[str, str] = {}
+    price = inputs.price_usd_per_gpu_hour or accelerator.price_usd_per_hour
+    if price is None:
+        reasons["cost_usd"] = (
+            f"nobody in the catalogue lists a price for {accelerator.name}; set cluster.price_usd_per_gpu_hour"
+        )
+        reasons["cost_usd_per_million_tokens"] = reasons["cost_usd"]
+    else:
+        cost = float(money.cost_usd(gpus, price, step.step_time_s))
+        result["cost_usd"] = cost
+        result["cost_usd_per_million_tokens"] = cost / (speed["tokens_per_s"] * step.step_time_s) * 1e6
+    if accelerator.power_w is None:
+        reasons["energy_j"] = f"the catalogue has no power limit for {accelerator.name}"
+    else:
+        busy = sum(step.breakdown_s.get(category, 0.0) for category in BUSY) / step.step_time_s
+        overhead = (inputs.cluster.node.overhead_power_w or 0.0) / inputs.cluster.node.accelerators
+        result["energy_j"] = float(
+            money.energy_j(
+                gpus,
+                accelerator.power_w,
+                step.step_time_s,
+                busy_fraction=busy,
+                overhead_power_w_per_accelerator=overhead,
+            )
+        )
+    return result, reasons
+
+
+def _run_totals(inputs: TrainingInputs, step: Step, cost_usd: float | None, energy_j: float | None) -> Any:
+    """The whole run, where the scenario says how many tokens it trains on."""
+    if not inputs.total_tokens:
+        return None
+    steps = inputs.total_tokens / (inputs.sequence * inputs.global_batch)
+    return {
+        "tokens": inputs.total_tokens,
+        "steps": steps,
+        "wall_time_s": steps * step.step_time_s,
+        "cost_usd": None if cost_usd is None else steps * cost_usd,
+        "energy_j": None if energy_j is None else steps * energy_j,
+    }
+
+
+def _published(inputs: TrainingInputs, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Published values beside the predicted ones: error = predicted / published - 1."""
+    rows = []
+    for row in inputs.published:
+        predicted = document[row["metric"]]
+        rows.append(
+            {
+                "metric": row["metric"],
+                "published": row["value"],
+                "predicted": predicted,
+                "error": predicted / row["value"] - 1.0,
+                "source": row["source"],
+            }
+        )
+    return rows
+
+
+def summary(inputs: TrainingInputs, played: Played) -> tuple[dict[str, Any], dict[str, str]]:
+    """The numbers that base case and variants share, and the reasons for those that are None."""
+    step = played.step
+    worst = step.worst_stage
+    speed = _speed(inputs, step.step_time_s)
+    paid, reasons = _money(inputs, step, speed)
+    whole = [chunk.whole for chunk in chunks_with_traffic(played.setting)]
+    host = host_bytes(played.setting, whole) / int(inputs.plan.pipeline)
+    hbm = {"hbm": played.needed_bytes}
+    return {
+        "fits": played.fits,
+        "step_time_s": step.step_time_s,
+        **speed,
+        "hfu": speed["mfu"] * _hardware_flops_share(inputs),
+        "bubble_fraction": step.breakdown_s.get("bubble", 0.0) / step.step_time_s,
+        "peak_memory_bytes": {**hbm, "host": float(host)} if host else hbm,
+        "memory_breakdown_bytes": {**step.states_at_peak[worst], "device_overhead": DEVICE_OVERHEAD_BYTES},
+        "breakdown_s": dict(step.breakdown_s),
+        **paid,
+    }, reasons
+
+
+def predict_training(inputs: TrainingInputs) -> dict[str, Any]:
+    """The document of one training scenario (DESIGN.md, `whatif run --json`), without variants and run block."""
+    played = play(inputs)
+    numbers, reasons = summary(inputs, played)
+    step = played.step
+    document: dict[str, Any] = {
+        "kind": "training",
+        "fidelity": inputs.fidelity,
+        "gpus": inputs.cluster.accelerators,
+        "accelerator": inputs.cluster.accelerator.title,
+        **numbers,
+        "breakdown_by_stage": [dict(stage) for stage in step.breakdown_by_stage],
+        "memory_by_stage": [
+            {"stage": stage, "peak_bytes": peak, "states": dict(states)}
+            for stage, (peak, states) in enumerate(zip(step.peak_bytes, step.states_at_peak, strict=True))
+        ],
+        "fit": {**explain.fit(played.setting, step, DEVICE_OVERHEAD_BYTES), "changes": []},
+        "model": explain.model(inputs.model),
+        "run_totals": _run_totals(inputs, step, numbers["cost_usd"], numbers["energy_j"]),
+        "error_band": None,
+        "assumptions": explain.assumptions(inputs, played.setting),
+        "roofline": explain.roofline(played.setting),
+        "limiting": explain.limiting(step),
+        "seed": inputs.seed,
+        "reasons": {
+            **reasons,
+            "error_band": "no band before the accuracy work: no residuals of published runs stand behind it yet",
+        },
+    }
+    if not inputs.total_tokens:
+        document["reasons"]["run_totals"] = "the scenario does not say workload.tokens"
+    document["published"] = _published(inputs, document)
+    document["answer"] = explain.answer(inputs, document)
+    if played.timeline is not None and played.lowered is not None:
+        document["timeline"] = explain.timeline(played.timeline, played.lowered)
+        document["memory_over_time"] = explain.memory_over_time(played.timeline, step.worst_stage)
+    if not played.fits:
+        document["fit"]["changes"] = changes_that_fit(inputs)
+    return document
+
+
+def _candidates(inputs: TrainingInputs) -> list[tuple[str, dict[str, Any]]]:
+    """Single changes of the plan that save memory, smallest first."""
+    plan = inputs.plan
+    found: list[tuple[str, dict[str, Any]]] = []
+    for level in ("selective", "full"):
+        if plan.recompute in ("none", "selective") and plan.recompute != level:
+            found.append((f"{level} recomputation", {"recompute": level}))
+    if plan.micro_batch > 1:
+        found.append(("half the micro-batch", {"micro_batch": plan.micro_batch // 2}))
+    for name in ("zero-1", "fsdp-no-reshard", "fsdp"):
+        if plan.sharding != name and plan.data > 1:
+            found.append((f"sharding {name}", {"sharding": name}))
+    if plan.data % 2 == 0:
+        data = plan.data // 2
+        found.append(("twice the tensor parallelism", {"tensor": plan.tensor * 2, "data": data}))
+        found.append(("twice the pipeline stages", {"pipeline": plan.pipeline * 2, "data": data}))
+        found.append(("twice the context parallelism", {"context": plan.context * 2, "data": data}))
+    return found
+
+
+def changes_that_fit(inputs: TrainingInputs) -> list[dict[str, Any]]:
+    """Single plan changes under which the plan fits, the fastest first (closed form)."""
+    result = []
+    for name, change in _candidates(inputs):
+        tried = replace(inputs, plan=replace(inputs.plan, **change), fidelity="analytic")
+        if tried.model.layers[0].attention.heads % tried.plan.tensor:
+            continue
+        try:
+            played = play(tried)
+        except (PlanError, ScheduleError):
+            continue
+        if played.fits:
+            result.append(
+                {
+                    "name": name,
+                    "set": {f"plan.{key}": value for key, value in change.items()},
+                    "peak_memory_bytes": played.needed_bytes,
+                    "step_time_s": played.step.step_time_s,
+                }
+            )
+    return sorted(result, key=lambda row: row["step_time_s"])
