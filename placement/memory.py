@@ -18,7 +18,7 @@ from placement import schedules, semantics
 from placement.passes import Setting
 from placement.state_traffic import ChunkTraffic, degrees, placement_of
 from placement.states import State
-from placement.units import Unit
+from placement.units import Unit, chunk_units
 
 MIB = 2.0**20
 WORKSPACE_BYTES = {"ampere": 56 * MIB, "hopper": 72 * MIB, "blackwell": 92 * MIB}
@@ -47,17 +47,17 @@ def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]
     return held
 
 
-def host_bytes(setting: Setting, units: Sequence[Unit]) -> Number:
-    """Bytes per device that the placement keeps in host memory."""
+def host_bytes(setting: Setting) -> Number:
+    """Bytes per device, the mean over pipeline stages, that the placement keeps in host memory."""
     placement = placement_of(setting)
-    total: Number = 0.0
-    for state in (State.PARAMETERS, State.GRADIENTS, State.OPTIMIZER):
-        if placement.offloaded(state):
-            for unit in units:
-                for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
-                    ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))
-                    total = total + parameters * placement.state_bytes.of(state) / ranks
-    return total
+    states = [state for state in State if state is not State.ACTIVATIONS and placement.offloaded(state)]
+    held: Number = 0.0
+    for (unit,) in chunk_units(setting, by_layer=False) if states else []:
+        for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
+            for state in states:
+                ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))
+                held = held + parameters * placement.state_bytes.of(state) / ranks
+    return held / setting.plan.pipeline
 
 
 @dataclass(frozen=True)

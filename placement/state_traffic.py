@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -48,7 +49,9 @@ def placement_of(setting: Setting) -> Placement:
     placement = strategies.get(setting.plan.sharding)
     if setting.plan.pipeline == 1:
         return placement
-    modes: dict[State, Mapping[Axis, Mode]] = {state: of for state, of in placement.modes.items() if state is not State.GRADIENTS}
+    modes: dict[State, Mapping[Axis, Mode]] = {
+        state: of for state, of in placement.modes.items() if state is not State.GRADIENTS
+    }
     return replace(placement, modes=modes, accumulate=True)
 
 
@@ -146,11 +149,12 @@ class ChunkTraffic:
     layers: tuple[Unit, ...]
     traffic: tuple[UnitTraffic, ...]  # of `layers`
 
-    @property
+    @cached_property
     def within_passes(self) -> bool:
+        """Whether anything is gathered or reduced in every pass."""
         return any(flows.within_passes for flows in self.traffic)
 
-    @property
+    @cached_property
     def step_s(self) -> Number:
         """Seconds of the collectives that this chunk needs once a step."""
         return sum(flows.step_gather_s + flows.step_reduce_s for flows in self.traffic)
@@ -160,7 +164,8 @@ def chunks_with_traffic(setting: Setting) -> tuple[ChunkTraffic, ...]:
     """Every chunk of the pipeline in model order. Collectives run layer by layer, as the buckets of DDP,
     Megatron and FSDP do."""
     fine = chunk_units(setting, by_layer=True)
-    of_unit = {id(unit): unit_traffic(setting, unit) for units in fine for unit in units}
+    distinct = {id(unit): unit for units in fine for unit in units}
+    of_unit = {key: unit_traffic(setting, unit) for key, unit in distinct.items()}
     return tuple(
         ChunkTraffic(whole, units, tuple(of_unit[id(unit)] for unit in units))
         for (whole,), units in zip(chunk_units(setting, by_layer=False), fine, strict=True)

@@ -101,6 +101,11 @@ def _text(x: str, y: float, content: str, anchor: str = "start", kind: str = "t"
     return f'<text class="{kind}" x="{x}" y="{_n(y)}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
+def _shortened(label: str) -> str:
+    """A label that a phone has room for; the middle goes, since names often differ at their ends."""
+    return label if len(label) <= 36 else f"{label[:20]}…{label[-15:]}"
+
+
 def _frame(title: str, text: str, body: Iterable[str], size: tuple[float, float] | None = None,
            height: float = 0) -> Markup:
     """An SVG image: with `size` of a fixed shape, else as wide as the page and `height` pixels high."""
@@ -141,7 +146,7 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[Part]]], title: str, text: s
         if short:
             body += [_text("0", y + bar / 2 + 4, label), _text("100%", y + bar / 2 + 4, show(total), "end")]
         elif label:
-            body += [_text("0", y + 13, label), _text("100%", y + 13, show(total), "end")]
+            body += [_text("0", y + 13, _shortened(label)), _text("100%", y + 13, show(total), "end")]
         y += 0 if short or not label else 20
         body += _segments(parts, y, bar, left, width / scale, total, show)
     height = top + len(rows) * step + 4
@@ -175,7 +180,7 @@ def differences(rows: Sequence[tuple[str, float]], title: str, text: str, show: 
     for index, (label, value) in enumerate(rows):
         y = 4 + 40.0 * index
         x, width = zero + min(value, 0.0) * scale, abs(value) * scale
-        body += [_text("0", y + 12, label), _text("100%", y + 12, show(value), "end", "t strong"),
+        body += [_text("0", y + 12, _shortened(label)), _text("100%", y + 12, show(value), "end", "t strong"),
                  f'<rect x="{_n(x)}%" y="{_n(y + 18)}" width="{width:.3f}%" height="12" '
                  f'{_fill("slower" if value > 0 else "faster")}><title>{escape(f"{label}: {show(value)}")}'
                  "</title></rect>"]
@@ -186,7 +191,7 @@ def differences(rows: Sequence[tuple[str, float]], title: str, text: str, show: 
 
 # Lines and areas -------------------------------------------------------------------------------------
 
-_AREA = (560.0, 300.0)
+_AREA = (440.0, 270.0)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 22.0, 40.0
 
 
@@ -340,21 +345,27 @@ def timeline(stages: Sequence[Mapping[str, Any]], makespan_s: float, title: str,
     return _frame(title, text, body, (_TIMELINE, bottom + 24))
 
 
-def _tone(chunk: Any) -> str:
-    """Later chunks are lighter."""
-    return "" if not chunk else f' fill-opacity="{(1.0, 0.72, 0.52, 0.38)[int(chunk) % 4]}"'
+def _turns(stage: Mapping[str, Any]) -> dict[Any, int]:
+    """The chunks of a stage, counted from 0 in model order (a schedule may number them over the whole model)."""
+    chunks = {task[2] for task in stage["tasks"]} - {None}
+    return {None: 0} | {chunk: turn for turn, chunk in enumerate(sorted(chunks))}
+
+
+def _tone(turn: int) -> str:
+    """Later chunks of a stage are lighter."""
+    return f' fill-opacity="{(0.76, 0.58, 0.44)[min(turn, 3) - 1]}"' if turn else ""
 
 
 def _task_boxes(stages: Sequence[Mapping[str, Any]], left: float, row: float, scale: float,
                 show_time: Show) -> Iterable[str]:
     for index, stage in enumerate(stages):
-        y = 4 + row * index
+        y, turns = 4 + row * index, _turns(stage)
         for kind, label, chunk, micro_batch, start_s, duration_s in stage["tasks"]:
             x, width = left + start_s * scale, duration_s * scale
             told = (f"{label} ({kind}), micro-batch {micro_batch}, chunk {chunk}: {show_time(start_s)} to "
                     f"{show_time(start_s + duration_s)}")
             yield (f'<rect class="task" x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(row - 2)}" '
-                   f"{_fill(pass_style(kind))}{_tone(chunk)}><title>{escape(told)}</title></rect>")
+                   f"{_fill(pass_style(kind))}{_tone(turns[chunk])}><title>{escape(told)}</title></rect>")
             if width >= 16 and row >= 14 and micro_batch is not None:
                 yield _text(_n(x + width / 2), y + row / 2 + 3, str(micro_batch), "middle", "mark")
 
@@ -366,13 +377,14 @@ def _task_paths(stages: Sequence[Mapping[str, Any]], left: float, row: float, sc
     busy: dict[tuple[str, int], float] = defaultdict(float)
     high = _n(row - 2)
     for index, stage in enumerate(stages):
-        y = _n(4 + row * index)
+        y, turns = _n(4 + row * index), _turns(stage)
         for kind, _, chunk, _, start_s, duration_s in stage["tasks"]:
-            key = (kind, int(chunk or 0))
+            key = (kind, turns[chunk])
             paths[key].append(f"M{_n(left + start_s * scale)} {y}h{_n(duration_s * scale)}v{high}H"
                               f"{_n(left + start_s * scale)}z")
             busy[key] += duration_s
-    for (kind, chunk), boxes in sorted(paths.items()):
-        told = f"{kind}, chunk {chunk}: {len(boxes):,} tasks, {show_time(busy[kind, chunk])} over all stages"
-        yield (f'<path class="tasks" {_fill(pass_style(kind))}{_tone(chunk)} d="{"".join(boxes)}">'
+    for (kind, turn), boxes in sorted(paths.items()):
+        told = (f"{pass_name(kind)}, chunk {turn + 1} of each stage: {len(boxes):,} tasks, "
+                f"{show_time(busy[kind, turn])} over all stages")
+        yield (f'<path class="tasks" {_fill(pass_style(kind))}{_tone(turn)} d="{"".join(boxes)}">'
                f"<title>{escape(told)}</title></path>")

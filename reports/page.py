@@ -24,6 +24,7 @@ from reports.table import (
     FIGURES,
     Document,
     amount,
+    assumed,
     band_text,
     by_size,
     change_text,
@@ -47,6 +48,7 @@ _CARDS = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "model_flops_per_s_per_g
 _VARIANT_FIGURES = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "bubble_fraction", "peak_memory_bytes",
                     "cost_usd", "energy_j")
 _ADDRESS = re.compile(r"(https?://[^\s<>\"')\]]+)")
+_RUN = {"wall_s": "time to predict"}
 View = dict[str, Any]
 
 
@@ -61,7 +63,7 @@ def _linked(value: Any) -> Markup:
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"linked": _linked, "plain": plain, "words": words}
+    environment.filters |= {"linked": _linked, "plain": plain, "assumed": assumed}
     environment.globals["definitions"] = charts.definitions()
     return environment
 
@@ -252,9 +254,9 @@ def _pipeline(document: Document) -> View | None:
     chart = charts.timeline(stages, makespan, "Pipeline timeline",
                             f"{count:,} tasks on {len(stages)} stages in {_seconds(makespan)}.", _seconds)
     legend = [(charts.swatch(charts.pass_style(kind)), charts.pass_name(kind)) for kind in kinds]
-    chunks = {task[2] for stage in stages for task in stage["tasks"]} - {None}
+    chunks = max(len({task[2] for task in stage["tasks"]}) for stage in stages)
     caption = ("One row per stage, time from left to right"
-               + ("; a lighter tone is a later chunk of layers." if len(chunks) > 1 else "."))
+               + ("; a lighter tone is a later chunk of the stage's layers." if chunks > 1 else "."))
     table = _table(("Stage", "Tasks", "Busy", "Idle", "Idle share"), rows)
     return _figure(chart, table, legend, caption, 860)
 
@@ -285,7 +287,7 @@ def _memory_over_time(document: Document) -> View | None:
             for i in sorted({*samples, peak})]
     legend = [(charts.swatch(name), label) for label, name, _ in reversed(series)]
     table = _table(("Time", *(words(name) for name in states), "Total"), rows)
-    return _figure(chart, table, legend, where, 430)
+    return _figure(chart, table, legend, where, 320)
 
 
 def _memory(document: Document) -> View | None:
@@ -344,7 +346,7 @@ def _roofline(document: Document) -> View | None:
              figure_text("bubble_fraction", op.get("share") or 0.0)) for position, op in enumerate(listed, 1)]
     legend = [(charts.swatch("forward"), "● limited by computing"),
               (charts.swatch("backward"), "◆ limited by memory")]
-    return {"figure": _figure(chart, None, legend, "", 430),
+    return {"figure": _figure(chart, None, legend, "", 320),
             "table": _table(("Operator", "FLOP per byte", "Attained", "Time", "Share"), rows)}
 
 
@@ -391,7 +393,7 @@ def _origin(document: Document) -> View:
                if document.get(key) is None]
     made = {"tool version": document.get("tool_version"), "schema version": document.get("schema_version"),
             "fidelity": document.get("fidelity"), "file": (document.get("scenario") or {}).get("file"),
-            **{words(key).lower(): value for key, value in run.items()}}
+            **{_RUN.get(key, words(key).lower()): figure_text(key, value) for key, value in run.items()}}
     return {"assumptions": document.get("assumptions") or [],
             "model": [(words(key), figure_text("gpus", value)) for key, value in flatten(model).items()],
             "inputs": [(key, value) for key, value in inputs.items()], "missing": missing,
@@ -412,7 +414,8 @@ def render(document: Document, extra: Sequence[Mapping[str, Any]] = ()) -> str:
     return _environment().get_template("page.html").render(
         head=_head(small), cards=_cards(small), limits=_limits(small), published=_published(small),
         time=_time(small), pipeline=_pipeline(small), memory=_memory(small), fit=_fit(small),
-        roofline=_roofline(small), variants=_variants(small), origin=_origin(small), extra=added, data=_embedded(small))
+        roofline=_roofline(small), variants=_variants(small), origin=_origin(small), extra=added,
+        data=_embedded(small))
 
 
 def _plain_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> View | None:
@@ -441,7 +444,9 @@ def _cause(part: Mapping[str, Any]) -> View:
     if part["terms"] is None:
         return {"title": f"{name} against {base}", "text": plain(part["reason"]), "figure": None}
     terms = [(words(term["category"]), term["difference_s"]) for term in part["terms"]]
-    text = f"The step takes {signed(part['difference_s'])} against {base}."
+    difference = part["difference_s"]
+    text = (f"A step takes {_seconds(abs(difference))} {'more' if difference > 0 else 'less'} than with {base}."
+            if difference else f"A step takes as long as with {base}.")
     rows = [(words(term["category"]), amount(term["base_s"], "s", 4), amount(term["other_s"], "s", 4),
              signed(term["difference_s"])) for term in part["terms"]]
     rows.append(("Total", amount(part["base_step_time_s"], "s", 4), amount(part["step_time_s"], "s", 4),

@@ -151,6 +151,12 @@ def plain(value: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def assumed(row: Mapping[str, Any]) -> str:
+    """What an assumption sets: 'plan.virtual = 4'; the key alone where it has no value."""
+    value = row.get("value")
+    return plain(row.get("key")) if value is None or value == "" else f"{plain(row.get('key'))} = {plain(value)}"
+
+
 def input_text(value: Any) -> str:
     """An input of a comparison; None stands for an input that a scenario does not set."""
     return "not set" if value is None else plain(value)
@@ -217,7 +223,7 @@ def variant_change(variant: Mapping[str, Any], key: str) -> float | None:
 def scalar(value: Any) -> float | None:
     """The one number of a figure: of memory by tier the accelerator's own (HBM), or else the largest."""
     if isinstance(value, Mapping):
-        known = [number for number in map(scalar, value.values()) if number is not None]
+        known = [part for part in map(scalar, value.values()) if part is not None]
         return scalar(value["hbm"]) if "hbm" in value else max(known, default=None)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -340,7 +346,7 @@ def _assumptions(document: Document, console: Console) -> None:
     _title(console, "Assumptions")
     for row in document["assumptions"]:
         source = f" [{plain(row['source'])}]" if row.get("source") else ""
-        console.print(Text.assemble("- ", (f"{plain(row.get('key'))} = {plain(row.get('value'))}", "bold"),
+        console.print(Text.assemble("- ", (assumed(row), "bold"),
                                     f": {plain(row.get('text') or '')}", (source, "dim")))
 
 

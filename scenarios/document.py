@@ -71,10 +71,13 @@ class Document:
                 return None
         return value
 
-    def replaced(self, path: tuple[str, ...], value: Any, place: Place) -> Document:
+    def replaced(
+        self, path: tuple[str, ...], value: Any, place: Place, key_place: Place | None = None
+    ) -> Document:
         """A copy with `value` at `path`, its place (and that of everything in it) being `place`.
 
-        Mappings missing on the way are made. Raises ScenarioError where the way leads through something else.
+        `key_place` is where the key was written, by default the same. Mappings missing on the way are
+        made. Raises ScenarioError where the way leads through something else.
         """
         data = dict(self.data)
         inner = data
@@ -88,10 +91,11 @@ class Document:
             inner = step
         inner[path[-1]] = value
         moved = dict.fromkeys(_paths(value, path), place)
-        way: dict[KeyPath, Place] = {path[:n]: place for n in range(1, len(path))}
+        key_place = key_place or place
+        way: dict[KeyPath, Place] = {path[:n]: key_place for n in range(1, len(path))}
         places = {p: at for p, at in self.places.items() if p[: len(path)] != path}
         keys = {p: at for p, at in self.keys.items() if p[: len(path)] != path}
-        return Document(data, self.root, way | places | moved, way | keys | {path: place}, self.sha256)
+        return Document(data, self.root, way | places | moved, way | keys | {path: key_place}, self.sha256)
 
     def without(self, *names: str) -> Document:
         """A copy without these top-level keys."""
@@ -305,9 +309,9 @@ def plain(text: str) -> tuple[Any, str]:
 def _check_size(text: str, name: str) -> None:
     for number, line in enumerate(text.splitlines(), 1):
         if number > MAX_LINES:
-            raise ScenarioError.at(Place(name, number, 1), f"more than {MAX_LINES} lines; scenarios are small")
+            raise ScenarioError.at(Place(name, number, 1), f"more than {MAX_LINES} lines")
         if len(line) > MAX_LINE:
-            raise ScenarioError.at(Place(name, number, MAX_LINE), f"more than {MAX_LINE} characters in a line")
+            raise ScenarioError.at(Place(name, number, MAX_LINE), f"more than {MAX_LINE} characters")
 
 
 def _encodable(text: str) -> bool:

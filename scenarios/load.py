@@ -83,7 +83,7 @@ def variants(loaded: LoadedScenario) -> list[LoadedScenario]:
             varied = _checked(document.without("what_if", "published"), loaded.file, loaded.path)
             found.append(replace(varied, variant=entry.name))
         except ScenarioError as error:
-            problems += [_in_variant(loaded.document, index, entry.name, problem) for problem in error.problems]
+            problems += [_in_variant(loaded.document, index, entry.name, p) for p in error.problems]
     names = [entry.name for entry in loaded.scenario.what_if]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -97,10 +97,11 @@ def variants(loaded: LoadedScenario) -> list[LoadedScenario]:
 def _in_variant(document: Document, index: int, name: str, problem: Problem) -> Problem:
     """The problem placed in the variant's `set`: the base case is sound, so what stands there caused it."""
     path: KeyPath = ("what_if", index, "set")
-    inside = {*document.places.items(), *document.keys.items()}
-    here = {place for at, place in inside if at[:3] == path}
+    written = (*document.places.items(), *document.keys.items())
     place = Place(problem.file, problem.line, problem.column)
-    return Problem.at(place if place in here else document.place(path), f"what_if '{name}': {problem.message}")
+    if place not in {at for key, at in written if key[:3] == path}:
+        place = document.place(path)
+    return Problem.at(place, f"what_if '{name}': {problem.message}")
 
 
 def _overridden(document: Document, override: str) -> Document:
@@ -122,7 +123,8 @@ def _varied(document: Document, index: int, settings: dict[str, Any]) -> Documen
             problems.append(Problem.at(document.key_place(path), f"cannot set {shown(key)[5:]}; {hint}"))
             continue
         try:
-            varied = varied.replaced(tuple(key.split(".")), value, document.place(path))
+            written = document.place(path), document.key_place(path)
+            varied = varied.replaced(tuple(key.split(".")), value, *written)
         except ScenarioError as error:
             problems += error.problems
     if problems:

@@ -11,8 +11,9 @@ from costmodel.architecture import Model
 from costmodel.kernels import peak_flops_per_s
 from costmodel.operators import layer_operators
 from costmodel.stack import TRAFFIC_SOURCE
+from costmodel.units import show
 from placement import schedules, strategies
-from placement.memory import DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE
+from placement.memory import DEVICE_OVERHEAD_BYTES, DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE, workspace_bytes
 from placement.passes import Setting, total
 from placement.step import Step
 from simulator.inputs import TrainingInputs
@@ -127,9 +128,9 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
          profile.sources.get("memory", "")),
         ("plan.sharding", plan.sharding, "placement of the four training states", placement.source),
         ("plan.schedule", plan.schedule, "order of pipeline passes", schedules.get(plan.schedule).source),
-        ("workspace", "", "library workspace on every device", WORKSPACE_SOURCE),
-        ("device overhead", "", DEVICE_OVERHEAD_SOURCE, "assumption"),
-        ("balance", "", "every rank of a stage has equal work and speed; experts are balanced; no failures", "scope"),
+        ("workspace", show(workspace_bytes(accelerator), "B"), "library workspace on every device", WORKSPACE_SOURCE),
+        ("device overhead", show(DEVICE_OVERHEAD_BYTES, "B"), DEVICE_OVERHEAD_SOURCE, "assumption"),
+        ("balance", "equal ranks", "every rank of a stage has equal work and speed; experts are balanced; no failures", "scope"),
     ]
     if accelerator.price_usd_per_hour and not inputs.price_usd_per_gpu_hour:
         price = f"{accelerator.price_usd_per_hour:g} USD/h"

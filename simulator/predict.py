@@ -17,7 +17,6 @@ from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes
 from placement.passes import Setting
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
-from placement.state_traffic import chunks_with_traffic
 from placement.step import Step, analytic_step
 from simulator import explain
 from simulator.engine import static
@@ -170,16 +169,16 @@ def summary(inputs: TrainingInputs, played: Played) -> tuple[dict[str, Any], dic
     worst = step.worst_stage
     speed = _speed(inputs, step.step_time_s)
     paid, reasons = _money(inputs, step, speed)
-    whole = [chunk.whole for chunk in chunks_with_traffic(played.setting)]
-    host = host_bytes(played.setting, whole) / int(inputs.plan.pipeline)
-    hbm = {"hbm": played.needed_bytes}
+    peaks = {"hbm": played.needed_bytes}
+    if host := host_bytes(played.setting):
+        peaks["host"] = float(host)
     return {
         "fits": played.fits,
         "step_time_s": step.step_time_s,
         **speed,
         "hfu": speed["mfu"] * _hardware_flops_share(inputs),
         "bubble_fraction": step.breakdown_s.get("bubble", 0.0) / step.step_time_s,
-        "peak_memory_bytes": {**hbm, "host": float(host)} if host else hbm,
+        "peak_memory_bytes": peaks,
         "memory_breakdown_bytes": {**step.states_at_peak[worst], "device_overhead": DEVICE_OVERHEAD_BYTES},
         "breakdown_s": dict(step.breakdown_s),
         **paid,

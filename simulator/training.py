@@ -105,6 +105,9 @@ class _Lowering:
             {name: self.build.stream(stage, name, weight) for name in ("compute", "data", "send F", "send B")}
             for stage in range(self.stages)
         ]
+        self.overlap_cost = setting.pricer().profile.overlap_cost if "data" in setting.stack.overlap else 0.0
+        self.priced: dict[tuple[int, str, float], tuple[int, float]] = {}  # unit, kind, beside -> profile, seconds
+        self.hop_s = [self.send_s(stage) for stage in range(self.stages)]
         self.data = self.build.profile({"data_communication": 1.0})
         self.pipeline = self.build.profile({"pipeline_communication": 1.0})
 
@@ -152,22 +155,30 @@ class _Lowering:
         after = [behind] if slot.gathered_bytes and behind >= 0 else []
         return self.build.task(self.stream(stage, "data", "data"), "gather", self.data, slot.gather_s, after)
 
+    def price(self, slot: Slot) -> tuple[int, float]:
+        """(profile, seconds) of the compute task of a slot, with what the traffic beside it costs."""
+        key = (id(slot.unit), slot.kind, slot.beside_s)
+        if key not in self.priced:
+            price = slot.unit.price
+            seconds = add({}, price.forward if slot.kind == "F" else price.backward)
+            hidden_s = min(slot.beside_s, float(total(seconds)))
+            add(seconds, {"contention": self.overlap_cost * hidden_s})
+            self.priced[key] = (self.build.profile(seconds), float(total(seconds)))
+        return self.priced[key]
+
     def compute(self, stage: int, slot: Slot, after: list[int]) -> int:
         """The compute task of a slot, its memory, and the send behind the last unit of a pass."""
-        build, forward = self.build, slot.kind == "F"
-        seconds = add({}, slot.unit.price.forward if forward else slot.unit.price.backward)
-        if "data" in self.setting.stack.overlap:
-            hidden = min(slot.beside_s, float(total(seconds)))
-            add(seconds, {"contention": self.setting.pricer().profile.overlap_cost * hidden})
-        label, duration_s = f"{slot.kind}{slot.micro_batch}", float(total(seconds))
-        task = build.task(self.streams[stage]["compute"], label, build.profile(seconds), duration_s, after)
+        build, unit = self.build, slot.unit
+        profile, duration_s = self.price(slot)
+        label = f"{slot.kind}{slot.micro_batch}"
+        task = build.task(self.streams[stage]["compute"], label, profile, duration_s, after)
         self.passes.append((task, stage, slot.kind, slot.chunk, slot.micro_batch))
-        unit = slot.unit
-        if forward:
-            build.memory(task, "start", stage, "hbm", "activations", float(unit.saved_bytes))
+        saved, working = float(unit.saved_bytes), float(unit.working_bytes)
+        if slot.kind == "F":
+            build.memory(task, "start", stage, "hbm", "activations", saved)
         else:
-            build.memory(task, "start", stage, "hbm", "activations", float(unit.working_bytes))
-            build.memory(task, "end", stage, "hbm", "activations", -float(unit.working_bytes + unit.saved_bytes))
+            build.memory(task, "start", stage, "hbm", "activations", working)
+            build.memory(task, "end", stage, "hbm", "activations", -working - saved)
         key = (slot.kind, slot.chunk, slot.micro_batch)
         if slot.opens:
             self.first[key] = task
@@ -180,15 +191,17 @@ class _Lowering:
         step = 1 if slot.kind == "F" else -1
         if self.stages == 1 or not 0 <= slot.chunk + step < len(self.chunks):
             return task
+        hop_s = self.hop_s[stage if slot.kind == "F" else stage - 1]
+        stream = self.stream(stage, "pipeline", f"send {slot.kind}")
+        return self.build.task(stream, f"send {slot.kind}{slot.micro_batch}", self.pipeline, hop_s, [task])
+
+    def send_s(self, stage: int) -> float:
+        """Seconds of one hop between a stage and the next one (the last and the first), either way."""
         plan, cluster = self.plan, self.setting.cluster
         size_bytes = 2.0 * self.setting.shard.norm_tokens * self.setting.model.hidden
-        ranks = int(plan.tensor * plan.context * plan.data)
-        neighbour = (stage + step) % self.stages
-        domain = cluster.node.scale_up_domain
-        crosses = stage * ranks // domain != neighbour * ranks // domain
-        duration_s = float(collectives.point_to_point_s(size_bytes, crosses, network.paths(cluster)))
-        stream = self.stream(stage, "pipeline", f"send {slot.kind}")
-        return self.build.task(stream, f"send {slot.kind}{slot.micro_batch}", self.pipeline, duration_s, [task])
+        ranks, domain = int(plan.tensor * plan.context * plan.data), cluster.node.scale_up_domain
+        crosses = stage * ranks // domain != (stage + 1) % self.stages * ranks // domain
+        return float(collectives.point_to_point_s(size_bytes, crosses, network.paths(cluster)))
 
     def connect(self) -> None:
         """Forward passes wait for the chunk before, backward passes for the chunk after."""

@@ -11,6 +11,7 @@ same sequence, so they give the same bits.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+WORTH_LOADING_NUMBA = 200_000  # tasks; plain Python plays about a million a second, numba loads in about one
 
 
 def topological_order(
@@ -108,7 +111,12 @@ def _call(
     kernel: Callable[..., int], inputs: tuple[NDArray[Any], ...], outputs: tuple[NDArray[Any], ...],
     compiled: bool | None,
 ) -> tuple[tuple[NDArray[Any], ...], int]:
-    """The filled `outputs` and the kernel's result; plain Python runs over lists, many times faster there."""
+    """The filled `outputs` and the kernel's result; plain Python runs over lists, many times faster there.
+
+    Left to choose, a short program stays in plain Python while numba is not loaded: loading it takes longer.
+    """
+    if compiled is None and "numba" not in sys.modules:
+        compiled = None if max(len(column) for column in inputs) >= WORTH_LOADING_NUMBA else False
     fast = None if compiled is False else _compile(kernel)
     if fast is not None:
         return outputs, int(fast(*inputs, *outputs))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from scenarios.commands.output import (
+    MALFORMED,
     SCHEMA_VERSION,
     check_target,
     print_json,
@@ -13,7 +16,7 @@ from scenarios.commands.output import (
     tool_version,
     write_file,
 )
-from scenarios.commands.run import predict_scenario
+from scenarios.commands.run import predict_prepared, prepare
 from scenarios.errors import Place, Problem, ScenarioError
 
 
@@ -26,20 +29,15 @@ def compare(scenarios: Sequence[str], fidelity: str, *, html: str, as_json: bool
         raise ScenarioError.at(Place("compare"), "give two scenarios or more: whatif compare A.yaml B.yaml")
     if html:
         check_target("--html", html, never=tuple(Path(s) for s in scenarios if "\0" not in s))
-    documents, problems = [], list[Problem]()
-    for name in scenarios:
-        try:
-            saved = name.endswith(".json")
-            documents.append(read_result(name) if saved else predict_scenario(name, (), fidelity))
-        except ScenarioError as error:
-            problems += error.problems
-    if problems:
-        raise ScenarioError(problems)
+    documents = _documents(scenarios, fidelity)
 
     from reports import compare as reports_compare
 
-    comparison = {"schema_version": SCHEMA_VERSION, "tool_version": tool_version(),
-                  **reports_compare.compare(documents)}
+    try:
+        compared = reports_compare.compare(documents)
+    except MALFORMED as error:
+        raise ScenarioError.at(Place("compare"), f"a saved result is not whole ({error!r})") from None
+    comparison = {"schema_version": SCHEMA_VERSION, "tool_version": tool_version(), **compared}
     if html:
         from reports import page
 
@@ -52,3 +50,20 @@ def compare(scenarios: Sequence[str], fidelity: str, *, html: str, as_json: bool
         from reports import table
 
         table.show_comparison(comparison, Console(highlight=False))
+
+
+def _documents(scenarios: Sequence[str], fidelity: str) -> list[dict[str, Any]]:
+    """The result of each argument; all inputs are read and checked before the first is predicted."""
+    ready: list[Callable[[], dict[str, Any]]] = []
+    problems: list[Problem] = []
+    for name in scenarios:
+        try:
+            if name.endswith(".json"):
+                ready.append(partial(dict, read_result(name)))
+            else:
+                ready.append(partial(predict_prepared, *prepare(name), fidelity))
+        except ScenarioError as error:
+            problems += error.problems
+    if problems:
+        raise ScenarioError(problems)
+    return [result() for result in ready]

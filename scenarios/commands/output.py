@@ -17,6 +17,8 @@ from scenarios.errors import Place, ScenarioError, one_line
 
 SCHEMA_VERSION = 1
 MOST_PROBLEMS = 50
+# what reading a document raises when its parts are missing or of another type
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def tool_version() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scenarios.commands.output import check_target, read_result, write_file
+from scenarios.commands.output import MALFORMED, check_target, read_result, write_file
 from scenarios.errors import Place, ScenarioError
 
 
@@ -16,7 +16,7 @@ def report(result: str, output: str) -> None:
 
     try:
         text = page.render(document)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         what = f"is not a whole result of 'whatif run --json' ({type(error).__name__} at {error})"
         raise ScenarioError.at(Place(result), what) from None
     write_file("-o", output, text)

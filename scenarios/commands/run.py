@@ -34,6 +34,8 @@ def find(scenario: str) -> tuple[Path, str]:
 
     Raises ScenarioError, with the nearest library name, where there is neither.
     """
+    if not scenario.strip():
+        raise ScenarioError.at(Place("SCENARIO"), "is empty; give a file or a name (see: whatif list scenarios)")
     path = Path(scenario)
     try:
         exists = path.exists()
@@ -46,31 +48,34 @@ def find(scenario: str) -> tuple[Path, str]:
     return (inside, inside.name) if inside else (path, scenario)
 
 
-def predict_scenario(
-    scenario: str, settings: Sequence[str] = (), fidelity: str = "events", seed: int | None = None
-) -> dict[str, Any]:
-    """The whole document of a scenario with its variants. Raises ScenarioError."""
-    began = time.perf_counter()
+def prepare(scenario: str, settings: Sequence[str] = ()) -> tuple[LoadedScenario, list[LoadedScenario]]:
+    """The base case and the variants of a scenario given by path or library name. Raises ScenarioError."""
     path, name = find(scenario)
     base = load(path, settings, name)
-    varied = variants(base)
+    return base, variants(base)
+
+
+def predict_prepared(
+    base: LoadedScenario, varied: Sequence[LoadedScenario], fidelity: str = "events", seed: int | None = None
+) -> dict[str, Any]:
+    """The whole document of a scenario with its variants, in plain values. Raises ScenarioError."""
+    began = time.perf_counter()
     document = _predicted(base, fidelity, seed)
     rows = []
-    for number, variant in enumerate(varied, 1):
+    for index, variant in enumerate(varied):
         if time.perf_counter() - began > SLOW_S:
-            print(f"{name}: variant {number} of {len(varied)}: {variant.variant}", file=sys.stderr)
-        rows.append(variant_row(document, _predicted(variant, fidelity, seed), base, number - 1))
-    whole: dict[str, Any] = plain_values({
+            print(f"{base.file}: variant {index + 1} of {len(varied)}: {variant.variant}", file=sys.stderr)
+        rows.append(variant_row(document, _predicted(variant, fidelity, seed), base, index))
+    return {
         "schema_version": SCHEMA_VERSION,
         "tool_version": tool_version(),
-        "scenario": {"name": base.scenario.name, "description": base.scenario.description, "file": name,
+        "scenario": {"name": base.scenario.name, "description": base.scenario.description, "file": base.file,
                      "sha256": base.sha256, "inputs": base.raw},
         **document,
         "variants": rows,
         "run": {"wall_s": time.perf_counter() - began,
                 "date": datetime.now(UTC).isoformat(timespec="seconds")},
-    })
-    return whole
+    }
 
 
 def variant_row(
@@ -99,7 +104,8 @@ def _change(base: Any, other: Any) -> float | None:
 
 def _predicted(loaded: LoadedScenario, fidelity: str, seed: int | None) -> dict[str, Any]:
     try:
-        return predict.predict_training(training_inputs(loaded, fidelity, seed))
+        document: dict[str, Any] = plain_values(predict.predict_training(training_inputs(loaded, fidelity, seed)))
+        return document
     except (PlanError, ScheduleError) as error:
         raise ScenarioError([Problem.at(loaded.document.key_place(("plan",)), f"plan: {error}")]) from None
 
@@ -116,7 +122,7 @@ def run(
 ) -> None:
     """Predict, then write what was asked for. Raises ScenarioError."""
     _check_outputs(scenario, fidelity, html, trace)
-    document = predict_scenario(scenario, settings, fidelity, seed)
+    document = predict_prepared(*prepare(scenario, settings), fidelity, seed)
     if html:
         from reports import page
 

@@ -35,8 +35,8 @@ def test_missing_all_reduce_is_a_gradient_finding() -> None:
     assert (finding.condition, finding.state, finding.axis, finding.missing) == (
         "gradient integrity", State.GRADIENTS, Axis.DATA, Collective.ALL_REDUCE)
     assert str(finding) == (
-        "gradient integrity: gradients on axis data: every rank has the gradient of its part of the batch only; "
-        "needs one all-reduce over data")
+        "gradient integrity: gradients on axis data: every rank has the gradient of its part of the batch "
+        "only; needs one all-reduce over data")
 
 
 def test_missing_reduction_across_groups() -> None:

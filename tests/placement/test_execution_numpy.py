@@ -88,6 +88,11 @@ CASES = {
     "zero-infinity": case("zero-infinity", data=2, micro_batches=2),
     "optimizer streamed from the host": case(
         replace(strategies.get("zero-offload"), host_update=False), data=2, micro_batches=2),
+    "stage 1, all off the device": case(
+        strategies.from_mapping({
+            "parameters": {"memory": "offloaded"}, "gradients": {"memory": "offloaded"},
+            "optimizer": {"data": "sharded", "memory": "offloaded"}, "activations": {"data": "batch"},
+            "host_update": True}), data=2, micro_batches=2),
     "tensor": case("tensor", tensor=4),
     "tensor-sequence": case("tensor-sequence", tensor=4, micro_batches=2),
     "pipeline": case("pipeline", pipeline=3, layers=3, micro_batches=4),

@@ -53,13 +53,13 @@ def test_tied_embedding_is_held_twice_across_a_pipeline():
 
 
 CASES = [
-    dict(data=8, sharding="zero-1"),
-    dict(data=8, sharding="fsdp"),
-    dict(data=2, tensor=4, sequence_parallel=True, sharding="zero-1", micro_batch=2),
-    dict(data=2, pipeline=4, sharding="zero-1", stage_layers=(8, 8, 8, 8)),
-    dict(data=2, pipeline=4, sharding="zero-1", recompute="full"),
-    dict(data=2, pipeline=4, virtual=2, schedule="interleaved-1f1b", sharding="zero-1"),
-    dict(data=2, pipeline=4, schedule="gpipe", sharding="fsdp-no-reshard"),
+    {"data": 8, "sharding": "zero-1"},
+    {"data": 8, "sharding": "fsdp"},
+    {"data": 2, "tensor": 4, "sequence_parallel": True, "sharding": "zero-1", "micro_batch": 2},
+    {"data": 2, "pipeline": 4, "sharding": "zero-1", "stage_layers": (8, 8, 8, 8)},
+    {"data": 2, "pipeline": 4, "sharding": "zero-1", "recompute": "full"},
+    {"data": 2, "pipeline": 4, "virtual": 2, "schedule": "interleaved-1f1b", "sharding": "zero-1"},
+    {"data": 2, "pipeline": 4, "schedule": "gpipe", "sharding": "fsdp-no-reshard"},
 ]
 
 

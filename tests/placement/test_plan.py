@@ -23,7 +23,7 @@ def test_every_layer_lies_in_one_chunk(layers, pipeline, how):
 
 def test_given_stages_must_hold_the_model():
     assert layers_of_chunks(10, Plan(pipeline=2, stage_layers=(4, 6))) == (4, 6)
-    with pytest.raises(PlanError, match="lists 2 chunks with 11 layers.*10 layers"):
+    with pytest.raises(PlanError, match=r"lists 2 chunks with 11 layers.*10 layers"):
         layers_of_chunks(10, Plan(pipeline=2, stage_layers=(5, 6)))
     with pytest.raises(PlanError, match="cannot fill"):
         layers_of_chunks(2, Plan(pipeline=4))

@@ -171,6 +171,14 @@ def test_sharded_gradients_are_paid_every_micro_batch_and_whole_ones_once() -> N
     assert times == {"zero-1": [1], "zero-2": [16], "zero-3": [16]}
 
 
+def test_reducing_every_micro_batch_costs_as_many_times_the_volume() -> None:
+    """PyTorch's HSDP all-reduces across groups in every backward, MiCS once a step."""
+    degrees = {Axis.SHARD: 8, Axis.REPLICATE: 4}
+    sent = {name: total(communications(strategies.get(name, "mixed"), 1, degrees, 16), Collective.ALL_REDUCE)
+            for name in ("hsdp", "mics")}
+    assert sent["hsdp"] == 16 * sent["mics"] == 16 * 2 * 3 / 4 * 2 / 8
+
+
 def test_weights_held_whole_on_a_tensor_axis_need_a_reduction_only_with_sequence_parallelism() -> None:
     """1.5: norms; the per-head norm of queries and keys needs one in both cases."""
     reduced = {

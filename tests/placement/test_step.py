@@ -11,13 +11,13 @@ from simulator.training import lower
 from tests.training_cases import setting
 
 CASES = [
-    dict(data=8, sharding="zero-1"),
-    dict(data=8, sharding="fsdp"),
-    dict(data=1, tensor=8, sequence_parallel=True),
-    dict(data=2, pipeline=4),
-    dict(data=2, pipeline=4, schedule="gpipe", recompute="full"),
-    dict(data=2, pipeline=4, virtual=2, schedule="interleaved-1f1b"),
-    dict(data=1, context=4, tensor=2, sequence_parallel=True, sharding="zero-1"),
+    {"data": 8, "sharding": "zero-1"},
+    {"data": 8, "sharding": "fsdp"},
+    {"data": 1, "tensor": 8, "sequence_parallel": True},
+    {"data": 2, "pipeline": 4},
+    {"data": 2, "pipeline": 4, "schedule": "gpipe", "recompute": "full"},
+    {"data": 2, "pipeline": 4, "virtual": 2, "schedule": "interleaved-1f1b"},
+    {"data": 1, "context": 4, "tensor": 2, "sequence_parallel": True, "sharding": "zero-1"},
 ]
 
 

@@ -102,8 +102,8 @@ def document(**changes: Any) -> dict[str, Any]:
         "scenario": {"name": inputs["name"], "description": "A short pipeline with few micro-batches.",
                      "file": "llama.yaml", "inputs": inputs},
         "answer": "A step takes 10 s at 35.1% MFU; it fits with 12 GB to spare. The bubble costs 27% of it.",
-        "limiting": {"term": "bubble", "share": 0.27, "text": "The pipeline waits 2.7 s of every step: 8 micro"
-                     "-batches are few for 4 stages. More micro-batches or interleaving would shorten it."},
+        "limiting": {"term": "bubble", "share": 0.27, "text": "The pipeline waits 2.7 s of every step: 8 "
+                     "micro-batches are few for 4 stages; more, or interleaving, would shorten it."},
         "fits": True,
         "fit": {"tier": "hbm", "stage": 0, "needed_bytes": 68.0e9, "capacity_bytes": 80e9, "free_bytes": 12e9,
                 "changes": []},
@@ -158,6 +158,7 @@ def many_tasks(stages: int = 16, micro_batches: int = 104, chunks: int = 3) -> d
         rows.append({"stage": stage, "tasks": tasks})
     end = max(task[4] + task[5] for row in rows for task in row["tasks"])
     times = [i * end / 20_000 for i in range(20_000)]
+    activations = [1e9 * (i % 97) for i in range(20_000)]
     memory = {"stage": 0, "tier": "hbm", "times_s": times,
-              "states": {"parameters": [1e9] * 20_000, "activations": [1e9 * (i % 97) for i in range(20_000)]}}
+              "states": {"parameters": [1e9] * 20_000, "activations": activations}}
     return document(timeline={"makespan_s": end, "stages": rows}, memory_over_time=memory)

@@ -1,0 +1,42 @@
+# The only entry points a person needs. Everything installs into .venv from the project's own files.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+DEMO := llama-3.1-405b-16k-h100
+
+.PHONY: install demo test lint types contracts unit bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[fast,dev]'
+	touch $@
+
+demo: install  ## predict Llama 3.1 405B on 16,384 H100: table here, page in out/
+	mkdir -p out
+	$(BIN)/whatif run $(DEMO) --html out/$(DEMO).html --trace out/$(DEMO).json.gz
+	@echo "page:  out/$(DEMO).html (open it in a browser)"
+	@echo "trace: out/$(DEMO).json.gz (open it at ui.perfetto.dev)"
+
+test: install lint types contracts unit
+
+lint: install
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+contracts: install
+	$(BIN)/lint-imports
+
+unit: install
+	$(BIN)/python -m pytest -n $(JOBS)
+
+bench: install  ## ratios in one run: see benchmarks/README.md
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache

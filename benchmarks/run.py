@@ -1,0 +1,102 @@
+"""Speeds and sizes of the product on this machine, as ratios within one run where they can be.
+
+python -m benchmarks.run            prints one table; see README.md here for what each line must hold
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SCENARIO = "llama-3.1-405b-16k-h100"
+REPEATS = 5
+WHATIF = [str(Path(sys.executable).with_name("whatif"))]
+
+
+def best_s(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median wall seconds of `work` after one warm-up call."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def child(arguments: list[str], **environment: str) -> tuple[float, float, float]:
+    """(wall s, CPU s, peak MB) of one process, median of REPEATS after a warm-up."""
+    samples = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}")
+        samples.append((time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024))
+    wall, cpu, peak = zip(*samples[1:], strict=True)
+    return statistics.median(wall), statistics.median(cpu), max(peak)
+
+
+def prediction() -> list[tuple[str, str]]:
+    """One scenario as a process, with and without the `fast` extra, and the start alone."""
+    wall, cpu, peak = child([*WHATIF, "run", SCENARIO, "--json"])
+    with tempfile.TemporaryDirectory() as folder:  # a numba that cannot be imported, as without the extra
+        (Path(folder) / "numba.py").write_text("raise ImportError('hidden by the benchmark')\n", encoding="utf-8")
+        plain_wall, _, _ = child([*WHATIF, "run", SCENARIO, "--json"], PYTHONPATH=folder)
+    _, help_cpu, _ = child([*WHATIF, "--help"])
+    return [
+        ("whatif run, with numba", f"{wall:.2f} s wall, {cpu:.2f} s CPU, {peak:.0f} MB"),
+        ("whatif run, without numba", f"{plain_wall:.2f} s wall"),
+        ("whatif --help", f"{help_cpu:.2f} s CPU"),
+    ]
+
+
+def players() -> list[tuple[str, str]]:
+    """The same step on both players and by the closed form, in this process."""
+    from placement.step import analytic_step
+    from scenarios.build import training_inputs
+    from scenarios.load import load
+    from simulator.engine import dynamic, static
+    from simulator.predict import setting_of
+    from simulator.training import lower
+
+    inputs = training_inputs(load(library() / f"{SCENARIO}.yaml", (), SCENARIO))
+    setting = setting_of(inputs)
+    program = lower(setting, inputs.global_batch).program
+    compiled = best_s(lambda: static.play(program))
+    plain = best_s(lambda: static.play(program, compiled=False))
+    simpy = best_s(lambda: dynamic.play(program), 3)
+    closed = best_s(lambda: analytic_step(setting, inputs.global_batch))
+    lowered = best_s(lambda: lower(setting, inputs.global_batch), 3)
+    return [
+        (f"lowering to {len(program):,} tasks", f"{lowered * 1e3:.0f} ms"),
+        ("static player, numba", f"{compiled * 1e3:.2f} ms"),
+        ("static player, plain Python", f"{plain * 1e3:.1f} ms ({plain / compiled:.0f} x numba)"),
+        ("SimPy player", f"{simpy * 1e3:.0f} ms ({simpy / compiled:.0f} x numba)"),
+        ("closed form", f"{closed * 1e3:.1f} ms"),
+    ]
+
+
+def library() -> Path:
+    return Path(__file__).resolve().parents[1] / "scenarios" / "library"
+
+
+def main() -> None:
+    rows = [*prediction(), *players()]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:{width}}  {value}")
+    print(f"{'peak memory of this process':{width}}  {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
