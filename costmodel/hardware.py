@@ -8,7 +8,7 @@ measurement states it; what a kernel reaches of it is `costmodel.kernels`' busin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,27 @@ class Cluster:
     node: Node
     nodes: int
     accelerators: int  # used by the run; at most nodes * node.accelerators
+    power_limit_w: float | None = None  # cap set on every accelerator; None: the part's own limit
 
     @property
     def accelerator(self) -> Accelerator:
         return self.node.accelerator
+
+
+# Speed of compute-bound work goes as power^0.87 within a generation (accuracy_notes, decision 4; +-0.09).
+POWER_EXPONENT = 0.87
+
+
+def capped(accelerator: Accelerator, power_limit_w: float | None) -> Accelerator:
+    """The part under a power cap: peak rates scaled by (cap / limit)^0.87, never above its own.
+
+    >>> from costmodel import catalog
+    >>> h100 = catalog.accelerator("h100-sxm-80gb")
+    >>> round(capped(h100, 500.0).peak_flops_per_s["bf16"] / h100.peak_flops_per_s["bf16"], 3)
+    0.746
+    """
+    if power_limit_w is None or accelerator.power_w is None or power_limit_w >= accelerator.power_w:
+        return accelerator
+    share = (power_limit_w / accelerator.power_w) ** POWER_EXPONENT
+    peaks = {kind: rate * share for kind, rate in accelerator.peak_flops_per_s.items()}
+    return replace(accelerator, peak_flops_per_s=peaks, power_w=power_limit_w)

@@ -82,7 +82,7 @@ def wave_efficiency(m: Number, n: Number, tile: tuple[int, int], compute_units: 
     """Used share of the tile slots over whole waves of `compute_units` tiles.
 
     >>> float(wave_efficiency(8192, 8192, (128, 128), 132)), float(wave_efficiency(128, 128, (128, 128), 132))
-    (0.9990..., 0.0075...)
+    (0.9696..., 0.0075...)
     """
     tiles = np.ceil(np.asarray(m) / tile[0]) * np.ceil(np.asarray(n) / tile[1]) * groups
     waves = np.ceil(tiles / compute_units)

@@ -232,14 +232,31 @@ def embedding_operators(model: Model, shard: Shard) -> tuple[Operator, ...]:
     return (memory_bound("embedding", moved, 1.5 * moved),)
 
 
-def head_operators(model: Model, shard: Shard) -> tuple[Operator, ...]:
-    """Final norm, vocabulary projection and cross-entropy (logits read once forward; read and written back)."""
+def adapter_operators(attention: Attention, hidden: int, shard: Shard, rank: int) -> tuple[Operator, ...]:
+    """Low-rank adapters on the input and output projections of attention (LoRA, arXiv 2106.09685), with the
+    addition of their results. Adapters stay in bf16."""
+    tokens, t = shard.tokens, shard.tensor
+    inputs = (query_width(attention) + attention.kv_heads * (attention.head_dim + attention.value_head_dim)) / t
+    output = attention.heads * attention.value_head_dim / t
+    added = 3 * ACTIVATION_BYTES * tokens * (inputs + hidden)
+    return (
+        gemm("adapter_input_down", tokens, rank, hidden, narrow=False),
+        gemm("adapter_input_up", tokens, inputs, rank, narrow=False),
+        gemm("adapter_output_down", tokens, rank, output, narrow=False),
+        gemm("adapter_output_up", tokens, hidden, rank, narrow=False),
+        memory_bound("adapter_add", added, 0.0 * added),
+    )
+
+
+def head_operators(model: Model, shard: Shard, logit_bytes: Number = 6.0) -> tuple[Operator, ...]:
+    """Final norm, vocabulary projection and cross-entropy, which moves `logit_bytes` a logit (a third forward:
+    fused, 2 bytes are read, then 2 read and 2 written back)."""
     logits = shard.tokens * model.vocabulary / shard.tensor
     norm = 2 * ACTIVATION_BYTES * shard.norm_tokens * model.hidden
     return (
         memory_bound("final_norm", norm, 1.5 * norm),
         gemm("head", shard.tokens, model.vocabulary / shard.tensor, model.hidden, narrow=False),
-        memory_bound("cross_entropy", 2.0 * logits, 4.0 * logits),
+        memory_bound("cross_entropy", logit_bytes * logits / 3.0, logit_bytes * logits * 2.0 / 3.0),
     )
 
 

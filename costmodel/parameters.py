@@ -89,6 +89,13 @@ def router_parameters(feed_forward: FeedForward, hidden: int) -> int:
     return feed_forward.experts * (hidden + feed_forward.router_bias)
 
 
+def adapter_parameters(attention: Attention, hidden: int, rank: int) -> int:
+    """Low-rank adapters (LoRA, arXiv:2106.09685) on the input and output projections of one attention block."""
+    inputs = attention.heads * (attention.head_dim + attention.rope_head_dim)
+    inputs += attention.kv_heads * (attention.head_dim + attention.value_head_dim)
+    return rank * (hidden + inputs) + rank * (attention.heads * attention.value_head_dim + hidden)
+
+
 def norm_parameters(norm: str, hidden: int) -> int:
     """One norm over the hidden width: weight and bias for "layer", weight alone otherwise."""
     return (2 if norm == "layer" else 1) * hidden

@@ -38,8 +38,10 @@ def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]
     placement = placement_of(setting)
     held: dict[str, Number] = {}
     for unit in units:
-        for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
-            found = semantics.resident_bytes(placement, parameters, degrees(setting, experts))
+        for whole, trainable, experts in unit.weights:
+            ranks = degrees(setting, experts)
+            found = semantics.resident_bytes(placement, trainable, ranks)
+            found[State.PARAMETERS] = semantics.resident_bytes(placement, whole, ranks)[State.PARAMETERS]
             for state, size_bytes in found.items():
                 if state is not State.ACTIVATIONS:
                     held[str(state)] = held.get(str(state), 0.0) + size_bytes
@@ -53,10 +55,11 @@ def host_bytes(setting: Setting) -> Number:
     states = [state for state in State if state is not State.ACTIVATIONS and placement.offloaded(state)]
     held: Number = 0.0
     for (unit,) in chunk_units(setting, by_layer=False) if states else []:
-        for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
+        for whole, trainable, experts in unit.weights:
             for state in states:
                 ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))
-                held = held + parameters * placement.state_bytes.of(state) / ranks
+                count = whole if state is State.PARAMETERS else trainable
+                held = held + count * placement.state_bytes.of(state) / ranks
     return held / setting.plan.pipeline
 
 

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from costmodel import collectives, network
 from costmodel.architecture import Layer, Model
-from costmodel.hardware import Cluster
+from costmodel.hardware import Cluster, capped
 from costmodel.kernels import Pricer
 from costmodel.operators import (
     Number,
     Operator,
     Shard,
+    adapter_operators,
     embedding_operators,
     head_operators,
     layer_operators,
 )
-from costmodel.stack import Stack
+from costmodel.stack import LOGIT_BYTES, Stack, waiting_for_host_s
 from placement.plan import Plan
 
 Seconds = dict[str, Number]  # breakdown category -> seconds
+# A backward kernel that does not skip masked blocks does twice the work at the non-causal rate: 2 x 189 / 203 of the
+# FlashAttention-2 curves on A100 at 16,384 tokens (hardware.csv, category attention).
+WHOLE_SQUARE = 1.86
 NCCL = "nccl"  # training stacks take the algorithms that NCCL offers
 COMPUTE = ("gemm", "attention", "memory_bound", "quantize")
 
@@ -66,9 +71,10 @@ class Setting:
             expert_tensor=plan.expert_tensor,
         )
 
+    @cached_property
     def pricer(self) -> Pricer:
-        stack = self.stack
-        return Pricer(self.cluster.accelerator, self.plan.precision, stack.traffic_factor, stack.attention)
+        stack, accelerator = self.stack, capped(self.cluster.accelerator, self.cluster.power_limit_w)
+        return Pricer(accelerator, self.plan.precision, stack.traffic_factor, stack.attention)
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,19 @@ class PassPrice:
     backward: Seconds
 
 
-def _operators_price(pricer: Pricer, operators: tuple[Operator, ...]) -> PassPrice:
+def _operators_price(setting: Setting, operators: tuple[Operator, ...], frozen: bool = False) -> PassPrice:
+    """Compute of some operators; frozen weights have an input gradient only."""
+    pricer = setting.pricer
+    whole = setting.stack.attention_backward == "whole"
     forward: Seconds = {}
     backward: Seconds = {}
     for operator in operators:
         add(forward, pricer.forward_s(operator))
-        add(backward, pricer.backward_s(operator))
+        if frozen and operator.category == "gemm":
+            add(backward, {"gemm": pricer.gemm_s(operator, operator.m, operator.k, operator.n)})
+        else:
+            squared = whole and operator.category == "attention"
+            add(backward, pricer.backward_s(operator), WHOLE_SQUARE if squared else 1.0)
     return PassPrice(forward, backward)
 
 
@@ -152,7 +165,7 @@ def expert_communication(setting: Setting, layer: Layer) -> tuple[Number, Number
 
 def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> PassPrice:
     """Adds exposed tensor, context and expert communication and what the hidden part costs."""
-    cost = setting.pricer().profile.overlap_cost
+    cost = setting.pricer.profile.overlap_cost
     parts = {
         "tensor": tensor_communication(setting),
         "context": context_communication(setting, layer),
@@ -168,26 +181,52 @@ def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> Pas
     return PassPrice(forward, backward)
 
 
+def _with_host(setting: Setting, price: PassPrice, host_s: Number) -> PassPrice:
+    """A pass takes at least as long as the host needs to launch it."""
+    passes = []
+    for seconds in (price.forward, price.backward):
+        passes.append(add(dict(seconds), {"launch": waiting_for_host_s(total(seconds), host_s)}))
+    return PassPrice(*passes)
+
+
+def _joined(*prices: PassPrice) -> PassPrice:
+    forward: Seconds = {}
+    backward: Seconds = {}
+    for price in prices:
+        add(forward, price.forward)
+        add(backward, price.backward)
+    return PassPrice(forward, backward)
+
+
 def layer_price(setting: Setting, layer: Layer) -> PassPrice:
     """One layer and micro-batch: compute, its communication, and what recomputation repeats.
 
     Full recomputation repeats the forward pass with its communication before the backward pass; selective
     repeats the attention core only.
     """
-    pricer = setting.pricer()
-    operators = layer_operators(setting.model, layer, setting.shard)
-    price = _with_communication(setting, layer, _operators_price(pricer, operators))
+    plan, model, shard = setting.plan, setting.model, setting.shard
+    operators = layer_operators(model, layer, shard)
+    frozen = plan.trainable == "lora"
+    price = _operators_price(setting, operators, frozen)
+    if frozen:
+        adapters = adapter_operators(layer.attention, model.hidden, shard, plan.lora_rank)
+        price = _joined(price, _operators_price(setting, adapters))
+    host_s = setting.stack.host_s(bool(layer.feed_forward.experts), plan.tensor)
+    price = _with_host(setting, _with_communication(setting, layer, price), host_s)
     repeated: Number = 0.0
-    if setting.plan.recompute == "full":
+    if plan.recompute == "full":
         repeated = total(price.forward)
-    elif setting.plan.recompute == "selective":
-        cores = [operator for operator in operators if operator.category == "attention"]
-        repeated = total(_operators_price(pricer, tuple(cores)).forward)
+    elif plan.recompute == "selective":
+        cores = tuple(operator for operator in operators if operator.category == "attention")
+        repeated = total(_operators_price(setting, cores).forward)
     return PassPrice(price.forward, add(dict(price.backward), {"recompute": repeated}))
 
 
 def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
     """(embedding, head): what the first and the last chunk do beside their layers."""
-    pricer, shard = setting.pricer(), setting.shard
-    embedding = _operators_price(pricer, embedding_operators(setting.model, shard))
-    return embedding, _operators_price(pricer, head_operators(setting.model, shard))
+    stack, shard, frozen = setting.stack, setting.shard, setting.plan.trainable == "lora"
+    embedding = _operators_price(setting, embedding_operators(setting.model, shard))
+    unfused = LOGIT_BYTES["unfused"] / stack.traffic_factor  # counted as it is moved, whatever the execution
+    logit_bytes = unfused if stack.cross_entropy == "unfused" else LOGIT_BYTES["fused"]
+    head = _operators_price(setting, head_operators(setting.model, shard, logit_bytes), frozen)
+    return embedding, _with_host(setting, head, stack.host_head_s / 2.0)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from placement.states import Placement
+
 Number = Any  # int or NumPy integer array
 
 
@@ -34,11 +36,13 @@ class Plan:
     context_method: str = "all-gather"  # all-gather | ring | ulysses
     stage_layers: str | tuple[int, ...] = "even"  # even | balanced | layers per chunk in model order
     schedule: str = "1f1b"
-    sharding: str = "zero-1"  # a name of placement.strategies
+    sharding: str | Placement = "zero-1"  # a name of placement.strategies, or a placement written out
     shard_group: Number | None = None  # ranks that share one copy of the states in hybrid sharding; None: all
     micro_batch: Number = 1
     recompute: str = "none"  # none | selective | full
     precision: str = "bf16"  # of the linear layers (costmodel.kernels.PEAK_OF_PRECISION)
+    trainable: str = "all"  # all | lora: adapters of `lora_rank` on the attention projections, the rest frozen
+    lora_rank: int = 16
 
     @property
     def gpus(self) -> Number:

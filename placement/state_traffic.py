@@ -46,7 +46,8 @@ def placement_of(setting: Setting) -> Placement:
     the strategy shards afterwards (torch.distributed.pipelining switches gradient synchronisation off until
     the last backward; Megatron does the same).
     """
-    placement = strategies.get(setting.plan.sharding)
+    sharding = setting.plan.sharding
+    placement = sharding if isinstance(sharding, Placement) else strategies.get(sharding)
     if setting.plan.pipeline == 1:
         return placement
     modes: dict[State, Mapping[Axis, Mode]] = {
@@ -89,16 +90,19 @@ def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
     found: list[tuple[Communication, Number]] = []
     gathered: Number = 0.0
     gradient: Number = 0.0
-    parts = [(unit.dense_parameters, False, plan.tensor)]
-    if np.any(unit.expert_parameters):
-        parts.append((unit.expert_parameters, True, plan.expert * plan.expert_tensor))
-    for parameters, experts, stride in parts:
-        ranks = degrees(setting, experts)
-        for one in semantics.communications(placement, parameters, ranks):
-            found.append((one, _seconds(setting, one, ranks, stride)))
-        transient = semantics.transient_bytes(placement, parameters, prefetch=1, degrees=ranks)
+    for held, trainable, experts in unit.weights:
+        if not np.any(held):
+            continue
+        ranks, stride = degrees(setting, experts), plan.expert * plan.expert_tensor if experts else plan.tensor
+        use = semantics.communications(placement, held, ranks)
+        update = semantics.communications(placement, trainable, ranks)
+        changed = [one for one in update if one.state is State.GRADIENTS or one.phase is Phase.UPDATE]
+        used = [one for one in use if one.state is State.PARAMETERS and one.phase is not Phase.UPDATE]
+        found += [(one, _seconds(setting, one, ranks, stride)) for one in used + changed]
+        transient = semantics.transient_bytes(placement, held, prefetch=1, degrees=ranks)
         gathered = gathered + transient[State.PARAMETERS]
-        gradient = gradient + transient[State.GRADIENTS]
+        if np.any(trainable):
+            gradient = gradient + transient[State.GRADIENTS] * trainable / held
 
     def pick(state: State, phases: tuple[Phase, ...], per: Span) -> Number:
         return _sum(s for one, s in found if one.state is state and one.phase in phases and one.per is per)
@@ -125,14 +129,14 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
     placement = placement_of(setting)
     moved: Number = 0.0
     for unit in units:
-        for parameters, experts in ((unit.dense_parameters, False), (unit.expert_parameters, True)):
+        for _, trainable, experts in unit.weights:
             ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, experts))
-            moved = moved + 34.0 * parameters / ranks
+            moved = moved + 34.0 * trainable / ranks
     if placement.offloaded(State.OPTIMIZER) and placement.host_update:
         node = setting.cluster.node
         host = next(tier for tier in node.tiers if tier.name == "host")
         return moved / (host.read_bandwidth_bytes_per_s / node.accelerators)
-    return setting.pricer().memory_s(moved)
+    return setting.pricer.memory_s(moved)
 
 
 def norm_reduction_s(setting: Setting) -> Number:

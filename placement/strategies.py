@@ -23,6 +23,18 @@ def names() -> tuple[str, ...]:
     return tuple(_registry())
 
 
+def shards_data(placement: Placement) -> bool:
+    """Whether a placement is a way to share data-parallel work: the batch is split, and nothing lies on axes that
+    belong to the degrees of a plan (tensor, pipeline, context, expert)."""
+    data_like = {Axis.DATA, Axis.SHARD, Axis.REPLICATE, Axis.MEMORY}
+    return set(placement.axes) <= data_like and Dim.BATCH in placement.partition.values()
+
+
+def data_names() -> tuple[str, ...]:
+    """The strategies that `plan.sharding` can name."""
+    return tuple(name for name in names() if shards_data(get(name)))
+
+
 def get(name: str, bytes_preset: str | StateBytes | None = None) -> Placement:
     """The placement of a named strategy, with other bytes per parameter if asked for.
 

@@ -21,16 +21,26 @@ class Unit:
     """One piece of a chunk on one accelerator, per micro-batch where that applies.
 
     `dense_parameters` and `expert_parameters` are what tensor and expert parallelism leave on this rank (before
-    any sharding over data ranks); `saved_bytes` live from forward to backward, `working_bytes` during the
+    any sharding over data ranks); the trainable ones have gradients and optimizer states; `saved_bytes` live from forward to backward, `working_bytes` during the
     backward pass only (a recomputed layer). `head_bytes` is the part of saved_bytes that logits take.
     """
 
     price: PassPrice
     dense_parameters: Number
     expert_parameters: Number
+    trainable_dense: Number
+    trainable_experts: Number
     saved_bytes: Number
     working_bytes: Number
     head_bytes: Number = 0.0
+
+    @property
+    def weights(self) -> tuple[tuple[Number, Number, bool], ...]:
+        """(held, trainable, whether experts) of the two kinds of weights, which lie on different ranks."""
+        return (
+            (self.dense_parameters, self.trainable_dense, False),
+            (self.expert_parameters, self.trainable_experts, True),
+        )
 
 
 def layer_parameters(setting: Setting, layer: Layer) -> tuple[Number, Number]:
@@ -49,7 +59,11 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
     kept = layer_bytes(model, layer, setting.shard, stack.execution, stack.attention, setting.plan.recompute)
     whole = layer_bytes(model, layer, setting.shard, stack.execution, stack.attention)
     working = whole - kept if setting.plan.recompute != "none" else 0.0 * whole
-    return Unit(layer_price(setting, layer), *layer_parameters(setting, layer), kept, working)
+    held = layer_parameters(setting, layer)
+    trainable = held
+    if setting.plan.trainable == "lora":
+        trainable = (parameters.adapter_parameters(layer.attention, model.hidden, setting.plan.lora_rank), 0.0)
+    return Unit(layer_price(setting, layer), *held, *trainable, kept, working)
 
 
 def _ends(setting: Setting) -> tuple[Unit, Unit]:
@@ -63,9 +77,10 @@ def _ends(setting: Setting) -> tuple[Unit, Unit]:
     if model.tied_embeddings and plan.pipeline > 1:
         rest += model.vocabulary * model.hidden
     logits = head_bytes(model, setting.shard, setting.stack.execution)
+    trained = 0.0 if plan.trainable == "lora" else 1.0 / plan.tensor
     return (
-        Unit(embedding_price, embedding / plan.tensor, 0.0, 0.0, 0.0),
-        Unit(head_price, rest / plan.tensor, 0.0, logits, 0.0, logits),
+        Unit(embedding_price, embedding / plan.tensor, 0.0, embedding * trained, 0.0, 0.0, 0.0),
+        Unit(head_price, rest / plan.tensor, 0.0, rest * trained, 0.0, logits, 0.0, logits),
     )
 
 
@@ -80,6 +95,8 @@ def _merge(units: list[Unit]) -> Unit:
         PassPrice(forward, backward),
         sum(unit.dense_parameters for unit in units),
         sum(unit.expert_parameters for unit in units),
+        sum(unit.trainable_dense for unit in units),
+        sum(unit.trainable_experts for unit in units),
         sum(unit.saved_bytes for unit in units),
         max((unit.working_bytes for unit in units), default=0.0),
         sum(unit.head_bytes for unit in units),

@@ -37,7 +37,7 @@ def model_and_cluster(scenario: Scenario, folder: Path) -> tuple[Model, Cluster]
     if gpus > most:
         held = f"{nodes:,} nodes x {node.accelerators} of {node.name} = {most:,}"
         raise BuildError(("cluster", "gpus"), f"{gpus:,} is more than the cluster holds: {held}")
-    return model, Cluster(node, nodes, gpus)
+    return model, Cluster(node, nodes, gpus, scenario.cluster.power_limit)
 
 
 def build_model(choice: ModelChoice, folder: Path) -> Model:
@@ -93,7 +93,7 @@ def data_degree(plan: PlanBlock, cluster: Cluster) -> int:
 
 def build_plan(block: PlanBlock, cluster: Cluster) -> Plan:
     """The plan with `data` filled in."""
-    return Plan(**{**block.model_dump(), "data": data_degree(block, cluster)})
+    return Plan(**{**dict(block), "data": data_degree(block, cluster)})
 
 
 def training_inputs(
@@ -112,7 +112,7 @@ def training_inputs(
         sequence=scenario.workload.sequence,
         global_batch=scenario.workload.global_batch,
         total_tokens=scenario.workload.tokens,
-        stack={**scenario.stack.model_dump(), "overlap": tuple(scenario.stack.overlap)},
+        stack=scenario.stack.choices,
         price_usd_per_gpu_hour=scenario.cluster.price_usd_per_gpu_hour,
         published=tuple(p.model_dump() for p in scenario.published),
         assumptions=tuple(a.model_dump() for a in scenario.assumptions),

@@ -19,6 +19,7 @@ from scenarios.schema import Scenario
 
 KeyPath = tuple[str, ...]
 Found = Iterator[tuple[KeyPath, str]]
+MOST_LAYERS = 1_000
 MOST_PASSES = 5_000_000  # forward passes of one pipeline: stages x chunks x micro-batches
 
 
@@ -149,6 +150,9 @@ def _expert_ranks(case: _Case) -> Found:
 
 def _layers(case: _Case) -> Found:
     plan, layers = case.plan, len(case.model.layers)
+    if layers > MOST_LAYERS:
+        yield ("model",), f"{layers:,} layers are more than the {MOST_LAYERS:,} that can be predicted"
+        return
     listed = isinstance(plan.stage_layers, tuple)
     if not listed and plan.chunks > layers + 2:  # before lists of that length are made
         chunks = _product({"pipeline": plan.pipeline, "virtual": plan.virtual})

@@ -36,6 +36,7 @@ class Listed(StrEnum):
     nodes = "nodes"
     schedules = "schedules"
     strategies = "strategies"
+    stacks = "stacks"
     scenarios = "scenarios"
 
 
@@ -101,7 +102,7 @@ def compare(
 
 @app.command("list")
 def list_names(what: Annotated[Listed, typer.Argument(help="What to list.")], json: Json = False) -> None:
-    """List what is known: models, accelerators, nodes, schedules, strategies, library scenarios."""
+    """List what is known: models, accelerators, nodes, schedules, strategies, stacks, library scenarios."""
     from scenarios.commands import listing
     from scenarios.commands.output import reported
 

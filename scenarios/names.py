@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from scenarios.errors import nearest, shown
 
-Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "scenarios"]
+Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "stacks", "scenarios"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LIBRARY = Path(__file__).with_name("library")
 
@@ -79,7 +79,13 @@ def _schedules() -> list[str]:
 def _strategies() -> list[str]:
     from placement import strategies
 
-    return list(strategies.names())
+    return list(strategies.data_names())
+
+
+def _stacks() -> list[str]:
+    from costmodel import stack
+
+    return list(stack.names())
 
 
 def _scenarios() -> list[str]:
@@ -127,6 +133,14 @@ def _strategy(name: str) -> dict[str, Any]:
     return {"source": strategies.get(name).source}
 
 
+def _stack(name: str) -> dict[str, Any]:
+    from costmodel import stack
+
+    found = stack.named(name)
+    return {"execution": found.execution, "attention": found.attention, "overlap": ", ".join(found.overlap),
+            "source": found.source}
+
+
 def _scenario(name: str) -> dict[str, Any]:
     from scenarios.document import read_document
 
@@ -136,9 +150,9 @@ def _scenario(name: str) -> dict[str, Any]:
 
 _KNOWN: dict[Kind, Callable[[], list[str]]] = {
     "models": _models, "accelerators": _accelerators, "nodes": _nodes, "schedules": _schedules,
-    "strategies": _strategies, "scenarios": _scenarios,
+    "strategies": _strategies, "stacks": _stacks, "scenarios": _scenarios,
 }
 _DESCRIBE: dict[Kind, Callable[[str], dict[str, Any]]] = {
     "models": _model, "accelerators": _accelerator, "nodes": _node, "schedules": _schedule,
-    "strategies": _strategy, "scenarios": _scenario,
+    "strategies": _strategy, "stacks": _stack, "scenarios": _scenario,
 }

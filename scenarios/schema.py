@@ -52,6 +52,9 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+HostTime = Annotated[float, quantity("s"), Field(ge=0, le=10)] | None
+
+
 class ModelChoice(Block):
     """A model of the catalogue, or a Hugging Face config.json; `set` overrides keys of its config."""
 
@@ -81,6 +84,7 @@ class ClusterBlock(Block):
     nodes: Degree
     gpus: Count | None = None
     price_usd_per_gpu_hour: Annotated[float, quantity("USD/h"), Field(ge=0, le=1e6)] | None = None
+    power_limit: Annotated[float, quantity("W"), Field(gt=0, le=1e5)] | None = None
 
 
 class WorkloadBlock(Block):
@@ -101,6 +105,28 @@ def _stage_layers(value: Any) -> str | tuple[int, ...]:
                      f"expected, got {shown(value)}")
 
 
+def _sharding(value: Any) -> Any:
+    """The name of a strategy, or a placement written out, which must update like a single device."""
+    if isinstance(value, str):
+        names.check("strategies", value)
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"a sharding strategy, or a placement written out, is expected, got {shown(value)}")
+    from placement import correctness, strategies
+    from placement.states import PlacementError
+
+    try:
+        placement = strategies.from_mapping(value)
+    except (PlacementError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a placement: {error}") from None
+    if not strategies.shards_data(placement):
+        raise ValueError("a sharding lies on the axes data, shard, replicate and memory and splits the batch "
+                         "over them: activations: {data: batch}")
+    if findings := correctness.check(placement):
+        raise ValueError("; ".join(str(finding) for finding in findings))
+    return placement
+
+
 class PlanBlock(Block):
     """How the model is laid over the cluster; `data` defaults to gpus / (tensor x pipeline x context)."""
 
@@ -115,18 +141,35 @@ class PlanBlock(Block):
     expert_tensor: Degree = 1
     stage_layers: Annotated[Any, BeforeValidator(_stage_layers)] = "even"
     schedule: Annotated[str, named("schedules")] = "1f1b"
-    sharding: Annotated[str, named("strategies")] = "zero-1"
+    sharding: Annotated[Any, BeforeValidator(_sharding)] = "zero-1"
+    shard_group: Degree | None = None
     micro_batch: Degree = 1
     recompute: Literal["none", "selective", "full"] = "none"
     precision: Precision = "bf16"
+    trainable: Literal["all", "lora"] = "all"
+    lora_rank: Degree = 16
 
 
 class StackBlock(Block):
-    """The software: how kernels run, which attention kernel, which communication runs beside compute."""
+    """The software: a named bundle of choices, single choices, or both (a choice given replaces the bundle's)."""
 
-    execution: Literal["eager", "fused", "compiled"] = "fused"
-    attention: Literal["unfused", "flash-2", "flash-3", "cudnn"] = "flash-2"
-    overlap: list[Literal["data", "tensor", "context", "pipeline"]] = ["data", "pipeline"]
+    name: Annotated[str, named("stacks")] | None = None
+    execution: Literal["eager", "fused", "compiled"] | None = None
+    attention: Literal["unfused", "flash-2", "flash-3", "cudnn"] | None = None
+    attention_backward: Literal["skips", "whole"] | None = None
+    overlap: list[Literal["data", "tensor", "context", "expert", "pipeline"]] | None = None
+    cross_entropy: Literal["fused", "unfused"] | None = None
+    cuda_graphs: Literal["none", "partial", "full"] | None = None
+    host_layer: HostTime = None
+    host_moe_layer: HostTime = None
+    host_head: HostTime = None
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The keys that are given, under the names that `costmodel.stack.Stack` has for them."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in self}
+        given = {key: value for key, value in values.items() if value is not None}
+        return {f"{key}_s" if key.startswith("host_") else key: value for key, value in given.items()}
 
 
 class PublishedValue(Block):

@@ -12,9 +12,10 @@ from costmodel.kernels import peak_flops_per_s
 from costmodel.operators import layer_operators
 from costmodel.stack import TRAFFIC_SOURCE
 from costmodel.units import show
-from placement import schedules, strategies
+from placement import schedules
 from placement.memory import DEVICE_OVERHEAD_BYTES, DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE, workspace_bytes
 from placement.passes import Setting, total
+from placement.state_traffic import placement_of
 from placement.step import Step
 from simulator.inputs import TrainingInputs
 from simulator.timeline import Timeline
@@ -106,13 +107,16 @@ def model(model: Model) -> dict[str, Any]:
 
 def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]]:
     """What the prediction takes for granted: the author's notes, the stack, the constants, with sources."""
-    plan, stack, profile = inputs.plan, setting.stack, setting.pricer().profile
-    accelerator, placement = inputs.cluster.accelerator, strategies.get(plan.sharding)
+    plan, stack, profile = inputs.plan, setting.stack, setting.pricer.profile
+    accelerator, placement = inputs.cluster.accelerator, placement_of(setting)
     rows: list[tuple[str, Any, str, str]] = [
         (note["key"], _at(inputs.raw, note["key"]), note["text"], note.get("source", "the scenario"))
         for note in inputs.assumptions
     ]
     rows += [
+        ("stack", stack.name or "given part by part", "the software", stack.source or "the scenario"),
+        ("stack.host", f"{stack.host_layer_s * 1e3:g} ms a dense layer and pass, {stack.host_moe_layer_s * 1e3:g} ms an "
+         "MoE layer", "a pass takes at least as long as the host needs to launch it", stack.source or "the scenario"),
         ("stack.execution", stack.execution, f"memory-bound operators move {stack.traffic_factor:g} times the "
          "ideally fused bytes", TRAFFIC_SOURCE),
         ("stack.attention", stack.attention, "attention at this kernel's measured rate",
@@ -126,11 +130,13 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
          profile.sources.get("in_situ", "")),
         ("memory bandwidth", f"{profile.memory_fraction:.0%} of specification", "reached by memory-bound operators",
          profile.sources.get("memory", "")),
-        ("plan.sharding", plan.sharding, "placement of the four training states", placement.source),
+        ("plan.sharding", placement.name or "written out", "placement of the four training states",
+         placement.source or "the scenario"),
         ("plan.schedule", plan.schedule, "order of pipeline passes", schedules.get(plan.schedule).source),
         ("workspace", show(workspace_bytes(accelerator), "B"), "library workspace on every device", WORKSPACE_SOURCE),
         ("device overhead", show(DEVICE_OVERHEAD_BYTES, "B"), DEVICE_OVERHEAD_SOURCE, "assumption"),
-        ("balance", "equal ranks", "every rank of a stage has equal work and speed; experts are balanced; no failures", "scope"),
+        ("balance", "equal ranks", "every rank of a stage has equal work and speed; experts are balanced; no failures",
+         "scope"),
     ]
     if accelerator.price_usd_per_hour and not inputs.price_usd_per_gpu_hour:
         price = f"{accelerator.price_usd_per_hour:g} USD/h"
@@ -148,7 +154,7 @@ def _at(raw: Any, dotted: str) -> Any:
 
 def roofline(setting: Setting) -> dict[str, Any]:
     """Intensity and reached rate of the operators of the most frequent layer, forward pass."""
-    pricer, counted = setting.pricer(), list(setting.model.layers)
+    pricer, counted = setting.pricer, list(setting.model.layers)
     layer = max(set(counted), key=counted.count)
     rows: list[dict[str, Any]] = []
     for operator in layer_operators(setting.model, layer, setting.shard):

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from costmodel import money, parameters
+from costmodel import money, parameters, stack
 from costmodel.kernels import peak_flops_per_s
 from costmodel.operators import model_flops_per_token
-from costmodel.stack import Stack
 from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes
 from placement.passes import Setting
 from placement.plan import PlanError
@@ -47,9 +46,11 @@ class Played:
 
 
 def setting_of(inputs: TrainingInputs) -> Setting:
-    """The stack block of the inputs with the rest. Raises ValueError for a part that the stack does not know."""
+    """The stack block of the inputs with the rest. Raises StackError for a part that the stack does not know."""
     chosen: dict[str, Any] = {key: tuple(value) if key == "overlap" else value for key, value in inputs.stack.items()}
-    return Setting(inputs.model, inputs.plan, inputs.cluster, Stack(**chosen), inputs.sequence)
+    name = chosen.pop("name", None)
+    software = stack.named(name, **chosen) if name else stack.Stack(**chosen)
+    return Setting(inputs.model, inputs.plan, inputs.cluster, software, inputs.sequence)
 
 
 def play(inputs: TrainingInputs) -> Played:

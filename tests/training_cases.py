@@ -12,8 +12,10 @@ from placement.passes import Setting
 from placement.plan import Plan
 
 
-def setting(model: str = "llama-3.1-8b", node: str = "hgx-h100", nodes: int = 1, sequence: int = 8192,
-            stack: Stack | None = None, layers: int | None = None, **plan: object) -> Setting:
+def setting(
+    model: str = "llama-3.1-8b", node: str = "hgx-h100", nodes: int = 1, sequence: int = 8192,
+    stack: Stack | None = None, layers: int | None = None, **plan: object,
+) -> Setting:
     """A setting by names; `layers` cuts the model to that many."""
     found = catalog_model(model)
     if layers is not None:

@@ -116,6 +116,7 @@ def test_the_base_is_sound(tmp_path: Path) -> None:
         ("llama-3.1-8b", "{catalog: llama-3.1-8b, set: {num_hiden_layers: 1}}", "2:56",
          "did you mean 'num_hidden_layers'?"),
         ("llama-3.1-8b", "{catalog: llama-3.1-8b, set: {num_hidden_layers: x}}", "2:37", "num_hidden_layers"),
+        ("llama-3.1-8b", "{catalog: llama-3.1-8b, set: {num_hidden_layers: 5000}}", "2:8", "5,000 layers are more"),
         # relations
         ("data: 2", "data: 3", "8:9", "tensor 4 x pipeline 2 x context 1 x data 3 = 24 GPUs, but the cluster has 16; "
                                       "data 2 would fit"),
@@ -281,7 +282,8 @@ def mutated(text: str, rng: random.Random) -> bytes:
 
 VALUES = ["", "~", "0", "-1", "1.5", "x", "[]", "{}", "[1, 2]", "true", "1e9", "99999999999", ".nan", "'8'",
           "*a", "&a 1", "!!int 3", "even", "llama-3.1-8b", "{a: {b: c}}", "999983", "16", "15T", "3 GB",
-          "\u202e", "|", "\U0001f600", "{hf: configs}", "{catalog: mixtral-8x7b, set: {num_local_experts: 0}}", "mixtral-8x7b", "hgx-b200"]
+          "\u202e", "|", "\U0001f600",
+          "{hf: configs}", "{catalog: mixtral-8x7b, set: {num_local_experts: 0}}", "mixtral-8x7b", "hgx-b200"]
 KEYS = ["tensor", "plan", "name", "what_if", "set", "experts", "data", "", "<<", "1", "null", "model"]
 
 

@@ -85,7 +85,7 @@ def test_overrides_are_typed_as_in_the_file(tmp_path: Path) -> None:
     inputs = training_inputs(loaded)
     assert (inputs.plan.tensor, inputs.plan.data, inputs.seed) == (2, 4, 3)
     assert inputs.stack["attention"] == "flash-3"
-    assert inputs.stack["overlap"] == ("data", "tensor")
+    assert tuple(inputs.stack["overlap"]) == ("data", "tensor")
     assert loaded.position(("plan", "tensor")) == (0, 0)
     assert load(file).raw["plan"]["tensor"] == 4
 
