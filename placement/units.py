@@ -21,8 +21,9 @@ class Unit:
     """One piece of a chunk on one accelerator, per micro-batch where that applies.
 
     `dense_parameters` and `expert_parameters` are what tensor and expert parallelism leave on this rank (before
-    any sharding over data ranks); the trainable ones have gradients and optimizer states; `saved_bytes` live from forward to backward, `working_bytes` during the
-    backward pass only (a recomputed layer). `head_bytes` is the part of saved_bytes that logits take.
+    any sharding over data ranks); the trainable ones have gradients and optimizer states. `saved_bytes` live
+    from forward to backward, `working_bytes` during the backward pass only (a recomputed layer); `head_bytes` is
+    the part of saved_bytes that logits take.
     """
 
     price: PassPrice

@@ -115,8 +115,9 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
     ]
     rows += [
         ("stack", stack.name or "given part by part", "the software", stack.source or "the scenario"),
-        ("stack.host", f"{stack.host_layer_s * 1e3:g} ms a dense layer and pass, {stack.host_moe_layer_s * 1e3:g} ms an "
-         "MoE layer", "a pass takes at least as long as the host needs to launch it", stack.source or "the scenario"),
+        ("stack.host",
+         f"{stack.host_layer_s * 1e3:g} ms a dense layer and pass, {stack.host_moe_layer_s * 1e3:g} ms an MoE layer",
+         "a pass takes at least as long as the host needs to launch it", stack.source or "the scenario"),
         ("stack.execution", stack.execution, f"memory-bound operators move {stack.traffic_factor:g} times the "
          "ideally fused bytes", TRAFFIC_SOURCE),
         ("stack.attention", stack.attention, "attention at this kernel's measured rate",
