@@ -9,6 +9,9 @@ the same modules keep different tensors:
 - "compiled" (torch.compile): the partitioner rebuilds pointwise results (norm outputs, activation products,
   pre-rotary queries and keys) in the backward pass instead of keeping them.
 
+Under an fp8 or fp4 recipe Transformer Engine keeps the quantised input of a linear layer (`input_bytes` an
+element, 1 for fp8) for the weight gradient in place of the 2-byte one; attention keeps its own 2-byte tensors.
+
 All functions broadcast over arrays in the shard and give bytes per micro-batch on one accelerator.
 """
 
@@ -22,11 +25,14 @@ from costmodel.operators import Number, Shard, query_width
 EXECUTIONS = ("eager", "fused", "compiled")
 
 
-def attention_bytes(attention: Attention, shard: Shard, execution: str, kernel: str) -> Number:
-    """Queries, keys, values, attention output and what the attention kernel itself keeps."""
+def attention_bytes(
+    attention: Attention, shard: Shard, execution: str, kernel: str, input_bytes: float = 2.0
+) -> Number:
+    """Queries, keys, values, attention output and what the attention kernel itself keeps. The output is also
+    the projection's input: one tensor in 2 bytes, a further narrow copy where the input is quantised."""
     tokens, t = shard.tokens, shard.tensor
     heads, queries = attention.heads, query_width(attention)
-    output = 2.0 * heads * attention.value_head_dim
+    output = (2.0 + (input_bytes if input_bytes < 2.0 else 0.0)) * heads * attention.value_head_dim
     if attention.kind == "mla":
         keys = heads * (attention.head_dim + attention.rope_head_dim)
         latent = 2.0 * (attention.query_rank + attention.key_value_rank + attention.rope_head_dim)
@@ -51,18 +57,20 @@ def score_bytes(attention: Attention, shard: Shard, kernel: str) -> Number:
     return 4.0 * attention.heads * shard.tokens / shard.tensor
 
 
-def feed_forward_bytes(feed_forward: FeedForward, hidden: int, shard: Shard, execution: str) -> Number:
-    """Inner tensors of the MLP, or permuted inputs, inner tensors and outputs of balanced experts."""
-    if feed_forward.gated:
-        per_width = {"eager": 8.0, "fused": 6.0, "compiled": 4.0}[execution]
-    else:
-        per_width = {"eager": 4.0, "fused": 4.0, "compiled": 2.0}[execution]
+def feed_forward_bytes(
+    feed_forward: FeedForward, hidden: int, shard: Shard, execution: str, input_bytes: float = 2.0
+) -> Number:
+    """Inner tensors of the MLP, or permuted inputs, inner tensors and outputs of balanced experts. The last
+    inner tensor is the input of the down projection."""
+    product = 0.0 if execution == "compiled" else input_bytes
+    before = {"eager": 6.0, "fused": 4.0, "compiled": 4.0} if feed_forward.gated else dict.fromkeys(EXECUTIONS, 2.0)
+    per_width = before[execution] + product
     if not feed_forward.experts:
         return per_width * shard.tokens * feed_forward.width / shard.tensor
     rows = shard.routed_rows(feed_forward)
     # fc1 out, activation and (GELU) the probability-weighted product: 6 bytes a width either way when fused
-    inner = {"eager": 8.0, "fused": 6.0, "compiled": 4.0}[execution]
-    experts = rows * (2.0 * hidden + inner * feed_forward.width / shard.expert_tensor + 4.0 * hidden)
+    inner = {"eager": 6.0, "fused": 4.0, "compiled": 4.0}[execution] + product
+    experts = rows * (input_bytes * hidden + inner * feed_forward.width / shard.expert_tensor + 4.0 * hidden)
     dispatch = 2.0 * hidden * rows
     router = 12.0 * feed_forward.experts * shard.norm_tokens
     shared = per_width * shard.tokens * feed_forward.shared_width / shard.tensor
@@ -70,21 +78,28 @@ def feed_forward_bytes(feed_forward: FeedForward, hidden: int, shard: Shard, exe
 
 
 def layer_bytes(
-    model: Model, layer: Layer, shard: Shard, execution: str, kernel: str, recompute: str = "none"
+    model: Model,
+    layer: Layer,
+    shard: Shard,
+    execution: str,
+    kernel: str,
+    recompute: str = "none",
+    input_bytes: float = 2.0,
 ) -> Number:
-    """Bytes kept for one layer and micro-batch.
+    """Bytes kept for one layer and micro-batch; `input_bytes` an element of what linear layers keep.
 
     recompute "full" keeps only the layer's input; "selective" (Korthikanti) rebuilds the attention core.
     """
     if recompute == "full":
         return 2.0 * model.hidden * shard.norm_tokens
-    per_norm = 2.0 if execution == "compiled" else 4.0
+    per_norm = 2.0 if execution == "compiled" else 2.0 + input_bytes
     norms = per_norm * model.hidden * shard.norm_tokens * layer.norms
     masks = 2.0 * model.hidden * shard.norm_tokens if model.dropout else 0.0
-    attention = attention_bytes(layer.attention, shard, execution, kernel)
+    attention = attention_bytes(layer.attention, shard, execution, kernel, input_bytes)
     if recompute == "selective":
         attention = attention - score_bytes(layer.attention, shard, kernel)
-    return norms + masks + attention + feed_forward_bytes(layer.feed_forward, model.hidden, shard, execution)
+    feed_forward = feed_forward_bytes(layer.feed_forward, model.hidden, shard, execution, input_bytes)
+    return norms + masks + attention + feed_forward
 
 
 def head_bytes(model: Model, shard: Shard, execution: str) -> Number:

@@ -1,7 +1,10 @@
 """How long an operator takes: the larger of compute and memory access, each at the rate a kernel reaches.
 
-The rates are a `Profile`, one YAML file per accelerator generation in `costmodel/calibration/profiles/`,
-every constant with its source. A generation without a profile uses `generic.yaml`, and the prediction says so.
+Matrix products are priced from measured surfaces (`costmodel.profiles`) where a part or its generation was
+measured for the type. What is not measured there, and everything that belongs to the step (attention of training
+kernels, memory-bound work, the in-step factor), is in a `Profile`, one YAML file per accelerator generation in
+`costmodel/calibration/profiles/`, every constant with its source. A generation without one uses `generic.yaml`,
+and the prediction says so.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from ruamel.yaml import YAML
 
 from costmodel.hardware import Accelerator
 from costmodel.operators import Number, Operator
+from costmodel.profiles import kernels_of
 
 PROFILES = Path(__file__).parent / "calibration" / "profiles"
 
@@ -29,6 +33,9 @@ PEAK_OF_PRECISION = {
     "mxfp8": "fp8",
     "nvfp4": "fp4",
 }
+# The units whose measured surface serves a precision (fp16 runs as bf16).
+SURFACE_OF_PRECISION = {"fp16": "bf16", "bf16": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
+UNMEASURED_BAND = 0.25  # accuracy_notes.md: a GPU type without any calibration, 20-25 %
 # bytes of one GEMM operand, and bytes moved to quantise one element (read 2, write it twice: rows, columns)
 OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.03, "nvfp4": 0.56}
 
@@ -98,6 +105,7 @@ class Pricer:
         self.attention_kernel = attention
         self.traffic_factor = traffic_factor
         self.profile = profile(accelerator.generation)
+        self.kernels = kernels_of(accelerator)
         self.memory_bytes_per_s = accelerator.memory.read_bandwidth_bytes_per_s * self.profile.memory_fraction
 
     def memory_s(self, size_bytes: Number) -> Number:
@@ -107,8 +115,39 @@ class Pricer:
     def precision_of(self, operator: Operator) -> str:
         return self.precision if operator.narrow or OPERAND_BYTES[self.precision] >= 2.0 else "bf16"
 
+    @property
+    def basis(self) -> str:
+        """Where prices of matrix products come from: "measured", "derived" (from another part), "generic"."""
+        kind = SURFACE_OF_PRECISION.get(self.precision, "")
+        return self.kernels.basis if self.kernels and self.kernels.has("gemm", kind) else "generic"
+
+    @property
+    def band(self) -> float:
+        """Relative error to expect of isolated kernels: of the fit, or wider where nothing was measured."""
+        return self.kernels.band if self.kernels and self.basis != "generic" else UNMEASURED_BAND
+
     def gemm_s(self, operator: Operator, m: Number, n: Number, k: Number) -> Number:
-        """One product of `operator.groups` problems (m x k).(k x n)."""
+        """One product of `operator.groups` problems (m x k).(k x n): measured, else the tile and wave law."""
+        kind = SURFACE_OF_PRECISION.get(self.precision_of(operator), "")
+        measured = self.kernels is not None and self.kernels.has("gemm", kind)
+        if not measured or (np.any(np.not_equal(operator.groups, 1)) and not self._has_grouped(kind)):
+            return self._wave_gemm_s(operator, m, n, k)
+        assert self.kernels is not None
+        one = np.equal(operator.groups, 1)
+        in_situ = self.profile.in_situ
+        alone: Number = self.kernels.gemm_s(kind, m, n, k) if np.any(one) else 0.0
+        if np.all(one):
+            return alone * in_situ
+        weight = np.multiply(operator.n, operator.k)
+        grouped = self.kernels.grouped_gemm_s(kind, (m, n, k), operator.groups, operator.m, weight)
+        chosen: Number = np.where(one, alone, grouped)
+        return chosen * in_situ
+
+    def _has_grouped(self, kind: str) -> bool:
+        return self.kernels is not None and self.kernels.has("grouped", kind)
+
+    def _wave_gemm_s(self, operator: Operator, m: Number, n: Number, k: Number) -> Number:
+        """Share of peak of the best large shape, whole waves of tiles; or the bytes."""
         precision = self.precision_of(operator)
         profile, groups = self.profile, operator.groups
         fraction = profile.gemm_fraction[PEAK_OF_PRECISION[precision]]
@@ -120,9 +159,14 @@ class Pricer:
         return np.maximum(np.maximum(compute, self.memory_s(moved)) * profile.in_situ, profile.kernel_s)
 
     def quantize_s(self, operator: Operator, elements: Number) -> Number:
-        """Casting operands to a narrow type: read 2 bytes, write the result row- and column-wise."""
-        width = OPERAND_BYTES[self.precision_of(operator)]
-        return self.memory_s(elements * (2.0 + 2.0 * width)) if width < 2.0 else np.asarray(elements) * 0.0
+        """Casting operands to a narrow type: read 2 bytes, write the result row- and column-wise; and the launches
+        of the cast where they were measured."""
+        precision = self.precision_of(operator)
+        width = OPERAND_BYTES[precision]
+        if width >= 2.0:
+            return np.asarray(elements) * 0.0
+        launches = self.kernels.measured.quantize_floor_s if self.kernels else {}
+        return self.memory_s(elements * (2.0 + 2.0 * width)) + launches.get(SURFACE_OF_PRECISION[precision], 0.0)
 
     def attention_s(self, flops: Number, operator: Operator, direction: str) -> Number:
         """Attention at fraction x s / (s + ramp): the measured curves of flash kernels follow it within 5 %."""

@@ -1,8 +1,8 @@
 """Measured kernel times: a law of first principles times a fitted surface.
 
-Every family is `seconds = (max(FLOPs / peak, bytes / bandwidth) + floor) x ratio`, peak and bandwidth being
-those of the data sheet, and `ratio` a coarse grid over the logarithms of a shape, interpolated linearly in the
-logarithm and held constant outside the grid, where the law alone extrapolates. The grids are made by
+Every family is `seconds = (max(FLOPs / peak, bytes / bandwidth) + floor) x ratio`. Peak and bandwidth are those
+of the data sheet, which is never beaten; `ratio` is a coarse grid over the logarithms of a shape, interpolated
+linearly in the logarithm and held constant outside, where the law alone extrapolates. The grids are made by
 `whatif calibrate fit` from measured tables (docs/calibration.md) and stand in `calibration/profiles/NAME.json`,
 what they are and how well they fit in `NAME.yaml`. They are times of an isolated, warm kernel; what a step adds
 (clock, neighbours) is the profile's `in_situ` factor and not in here. All functions broadcast over arrays.
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
+from costmodel import catalog
 from costmodel.hardware import Accelerator
 from costmodel.operators import Number, attended_pairs
 
@@ -64,6 +65,10 @@ class Surface:
         index, weight = corners(self.axes, coordinates)
         flat = self.values.ravel()
         return np.exp(sum(flat[i] * w for i, w in zip(index, weight, strict=True)))
+
+    def seconds(self, law_s: Number, *coordinates: Number) -> Number:
+        """(law + floor) x ratio, never below the law: the data sheet is not beaten."""
+        return np.maximum((law_s + self.floor_s) * self.ratio(*coordinates), law_s)
 
 
 def corners(axes: tuple[np.ndarray, ...], coordinates: tuple[Number, ...]) -> tuple[list[Any], list[Any]]:
@@ -163,15 +168,14 @@ class Kernels:
     def gemm_s(self, kind: str, m: Number, n: Number, k: Number) -> Number:
         """One product (m x k).(k x n)."""
         surface = self.measured.surfaces[f"gemm/{kind}"]
-        return (gemm_law_s(self.rates, kind, m, n, k) + surface.floor_s) * surface.ratio(m, n, k)
+        return surface.seconds(gemm_law_s(self.rates, kind, m, n, k), m, n, k)
 
     def grouped_gemm_s(self, kind: str, product: tuple[Number, Number, Number], groups: Number,
                        rows: Number, weight: Number) -> Number:
         """`groups` products (m, n, k) = `product` of a layer with `rows` tokens per expert and `weight` numbers
         in each expert's matrix. The weight gradient has another (m, n, k) but the same rows and weight."""
         surface = self.measured.surfaces[f"grouped/{kind}"]
-        law = gemm_law_s(self.rates, kind, *product, groups) + surface.floor_s
-        return law * surface.ratio(rows, groups, weight)
+        return surface.seconds(gemm_law_s(self.rates, kind, *product, groups), rows, groups, weight)
 
     def prefill_attention_s(self, kind: str, batch: Number, sequence: Number, heads: Number, kv_heads: Number,
                             head_dim: int, window: int | None = None) -> Number:
@@ -179,7 +183,7 @@ class Kernels:
         surface = self.measured.attention_surface("prefill", kind, head_dim, window)
         rows, share = np.multiply(batch, heads), np.divide(heads, kv_heads)
         law = prefill_law_s(self.rates, kind, rows, sequence, share, head_dim, head_dim, window)
-        return (law + surface.floor_s) * surface.ratio(sequence, rows, share)
+        return surface.seconds(law, sequence, rows, share)
 
     def decode_attention_s(self, kind: str, batch: Number, context: Number, heads: Number, kv_heads: Number,
                            head_dim: int, window: int | None = None) -> Number:
@@ -187,20 +191,20 @@ class Kernels:
         surface = self.measured.attention_surface("decode", kind, head_dim, window)
         rows, share = np.multiply(batch, kv_heads), np.divide(heads, kv_heads)
         law = decode_law_s(self.rates, kind, rows, context, share, head_dim, head_dim, window)
-        return (law + surface.floor_s) * surface.ratio(context, rows, share)
+        return surface.seconds(law, context, rows, share)
 
     def latent_prefill_s(self, kind: str, batch: Number, sequence: Number, heads: Number) -> Number:
         """DeepSeek's latent attention over a prompt, expanded heads."""
         surface = self.measured.surfaces[f"latent_prefill/{kind}"]
         rows = np.multiply(batch, heads)
         law = prefill_law_s(self.rates, kind, rows, sequence, 1, LATENT_KEY, LATENT_VALUE, None)
-        return (law + surface.floor_s) * surface.ratio(sequence, rows)
+        return surface.seconds(law, sequence, rows)
 
     def latent_decode_s(self, kind: str, batch: Number, context: Number, heads: Number) -> Number:
         """DeepSeek's latent attention of one new token per sequence, absorbed."""
         surface = self.measured.surfaces[f"latent_decode/{kind}"]
         law = latent_decode_law_s(self.rates, kind, batch, context, heads)
-        return (law + surface.floor_s) * surface.ratio(context, batch, heads)
+        return surface.seconds(law, context, batch, heads)
 
     def memory_bound_s(self, operator: str, size_bytes: Number) -> Number:
         """A norm, activation, residual addition, rotary or embedding of a serving engine. Raises KeyError."""
@@ -262,10 +266,13 @@ def derived_rates(part: Accelerator, reference: Accelerator) -> Rates:
     return Rates(peaks, own.bytes_per_s)
 
 
+@cache
+def _reference(name: str) -> Accelerator:
+    return catalog.accelerator(name)
+
+
 def kernels_of(part: Accelerator) -> Kernels | None:
     """Measured kernels of a part, derived ones within a measured generation, None elsewhere."""
-    from costmodel import catalog
-
     name = MEASURED.get(part.name)
     if name is not None:
         found = named(name)
@@ -274,4 +281,4 @@ def kernels_of(part: Accelerator) -> Kernels | None:
     if reference is None:
         return None
     found = named(MEASURED[reference])
-    return Kernels(found, derived_rates(part, catalog.accelerator(reference)), "derived") if found else None
+    return Kernels(found, derived_rates(part, _reference(reference)), "derived") if found else None

@@ -16,9 +16,9 @@ from costmodel.hardware import Accelerator
 from costmodel.operators import Number
 from placement import schedules, semantics
 from placement.passes import Setting
-from placement.state_traffic import ChunkTraffic, degrees, placement_of
+from placement.state_traffic import ChunkTraffic, degrees
 from placement.states import State
-from placement.units import Unit, chunk_units
+from placement.units import Unit, chunk_units, merged
 
 MIB = 2.0**20
 WORKSPACE_BYTES = {"ampere": 56 * MIB, "hopper": 72 * MIB, "blackwell": 92 * MIB}
@@ -35,9 +35,9 @@ def workspace_bytes(accelerator: Accelerator) -> float:
 
 def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]:
     """Bytes by state that stay on one device through the step, for the units that it holds."""
-    placement = placement_of(setting)
+    placement = setting.placement
     held: dict[str, Number] = {}
-    for unit in units:
+    for unit in [merged(units)]:
         for whole, trainable, experts in unit.weights:
             ranks = degrees(setting, experts)
             found = semantics.resident_bytes(placement, trainable, ranks)
@@ -51,10 +51,10 @@ def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]
 
 def host_bytes(setting: Setting) -> Number:
     """Bytes per device, the mean over pipeline stages, that the placement keeps in host memory."""
-    placement = placement_of(setting)
+    placement = setting.placement
     states = [state for state in State if state is not State.ACTIVATIONS and placement.offloaded(state)]
     held: Number = 0.0
-    for (unit,) in chunk_units(setting, by_layer=False) if states else []:
+    for unit in [merged(units) for units in chunk_units(setting)] if states else []:
         for whole, trainable, experts in unit.weights:
             for state in states:
                 ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))

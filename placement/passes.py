@@ -8,7 +8,7 @@ assembled. Everything broadcasts over arrays of plans that share a model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +27,9 @@ from costmodel.operators import (
     layer_operators,
 )
 from costmodel.stack import LOGIT_BYTES, Stack, waiting_for_host_s
+from placement import strategies
 from placement.plan import Plan
+from placement.states import Axis, Mode, Placement, State, state_bytes
 
 Seconds = dict[str, Number]  # breakdown category -> seconds
 # A backward kernel that does not skip masked blocks does twice the work at the non-causal rate: 2 x 189 / 203 of the
@@ -72,6 +74,25 @@ class Setting:
         )
 
     @cached_property
+    def placement(self) -> Placement:
+        """The placement that the plan's sharding means in this pipeline.
+
+        With a pipeline, gradients are held whole and leave once, behind the last micro-batch of a chunk, whatever
+        the strategy shards afterwards (torch.distributed.pipelining switches gradient synchronisation off until
+        the last backward; Megatron does the same).
+        """
+        sharding = self.plan.sharding
+        placement = sharding if isinstance(sharding, Placement) else strategies.get(sharding)
+        if self.plan.state_bytes is not None:
+            placement = replace(placement, bytes=state_bytes(self.plan.state_bytes))
+        if self.plan.pipeline == 1:
+            return placement
+        modes: dict[State, Mapping[Axis, Mode]] = {
+            state: of for state, of in placement.modes.items() if state is not State.GRADIENTS
+        }
+        return replace(placement, modes=modes, accumulate=True)
+
+    @cached_property
     def pricer(self) -> Pricer:
         stack, accelerator = self.stack, capped(self.cluster.accelerator, self.cluster.power_limit_w)
         return Pricer(accelerator, self.plan.precision, stack.traffic_factor, stack.attention)
@@ -105,6 +126,12 @@ def overlapped(communication_s: Number, beside_s: Number, overlap_cost: Number) 
     """(exposed, contention): what compute of `beside_s` cannot hide, and what the hidden part slows it down."""
     hidden = np.minimum(communication_s, beside_s)
     return communication_s - hidden, overlap_cost * hidden
+
+
+def sent_bytes(setting: Setting) -> Number:
+    """Activations that one rank sends to the next stage: its tensor ranks share them, with sequence parallelism
+    or by scattering and gathering (arXiv 2104.04473, section 4.1)."""
+    return 2.0 * setting.shard.tokens * setting.model.hidden / setting.plan.tensor
 
 
 def tensor_communication(setting: Setting) -> tuple[Number, Number]:

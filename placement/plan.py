@@ -37,6 +37,7 @@ class Plan:
     stage_layers: str | tuple[int, ...] = "even"  # even | balanced | layers per chunk in model order
     schedule: str = "1f1b"
     sharding: str | Placement = "zero-1"  # a name of placement.strategies, or a placement written out
+    state_bytes: str | None = None  # a preset of placement.states.STATE_BYTES; None: the strategy's own
     shard_group: Number | None = None  # ranks that share one copy of the states in hybrid sharding; None: all
     micro_batch: Number = 1
     recompute: str = "none"  # none | selective | full

@@ -6,19 +6,19 @@ Which collectives there are, of what size and how often, is derived from the pla
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from costmodel import collectives, network
 from costmodel.operators import Number
-from placement import semantics, strategies
+from placement import semantics
 from placement.passes import NCCL, Setting
 from placement.semantics import Collective, Communication, Phase
-from placement.states import Axis, Mode, Placement, Span, State
-from placement.units import Unit, chunk_units
+from placement.states import Axis, Span, State
+from placement.units import Unit, chunk_units, merged
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,6 @@ class UnitTraffic:
     def within_passes(self) -> bool:
         """Whether anything is gathered or reduced in every pass, so that units should be layers."""
         return bool(np.any(self.forward_gather_s + self.backward_gather_s + self.backward_reduce_s > 0))
-
-
-def placement_of(setting: Setting) -> Placement:
-    """The placement that the plan's sharding means in this pipeline.
-
-    With a pipeline, gradients are held whole and leave once, behind the last micro-batch of a chunk, whatever
-    the strategy shards afterwards (torch.distributed.pipelining switches gradient synchronisation off until
-    the last backward; Megatron does the same).
-    """
-    sharding = setting.plan.sharding
-    placement = sharding if isinstance(sharding, Placement) else strategies.get(sharding)
-    if setting.plan.pipeline == 1:
-        return placement
-    modes: dict[State, Mapping[Axis, Mode]] = {
-        state: of for state, of in placement.modes.items() if state is not State.GRADIENTS
-    }
-    return replace(placement, modes=modes, accumulate=True)
 
 
 def degrees(setting: Setting, experts: bool) -> semantics.Degrees:
@@ -86,7 +69,7 @@ def _sum(parts: Iterable[Number]) -> Number:
 
 def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
     """Collectives of the dense and the expert weights of one unit."""
-    plan, placement = setting.plan, placement_of(setting)
+    plan, placement = setting.plan, setting.placement
     found: list[tuple[Communication, Number]] = []
     gathered: Number = 0.0
     gradient: Number = 0.0
@@ -126,7 +109,7 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
     Bytes: 4 + 12 + 12 + 2 and 4 more for the gradient norm, at memory bandwidth; on the host where the
     optimizer lies there (its share of the node's DRAM bandwidth).
     """
-    placement = placement_of(setting)
+    placement = setting.placement
     moved: Number = 0.0
     for unit in units:
         for _, trainable, experts in unit.weights:
@@ -153,6 +136,10 @@ class ChunkTraffic:
     layers: tuple[Unit, ...]
     traffic: tuple[UnitTraffic, ...]  # of `layers`
 
+    @property
+    def pairs(self) -> list[tuple[Unit, UnitTraffic]]:
+        return list(zip(self.layers, self.traffic, strict=True))
+
     @cached_property
     def within_passes(self) -> bool:
         """Whether anything is gathered or reduced in every pass."""
@@ -167,10 +154,14 @@ class ChunkTraffic:
 def chunks_with_traffic(setting: Setting) -> tuple[ChunkTraffic, ...]:
     """Every chunk of the pipeline in model order. Collectives run layer by layer, as the buckets of DDP,
     Megatron and FSDP do."""
-    fine = chunk_units(setting, by_layer=True)
+    fine = chunk_units(setting)
     distinct = {id(unit): unit for units in fine for unit in units}
     of_unit = {key: unit_traffic(setting, unit) for key, unit in distinct.items()}
-    return tuple(
-        ChunkTraffic(whole, units, tuple(of_unit[id(unit)] for unit in units))
-        for (whole,), units in zip(chunk_units(setting, by_layer=False), fine, strict=True)
-    )
+    wholes: dict[tuple[int, ...], Unit] = {}
+    chunks = []
+    for units in fine:
+        key = tuple(id(unit) for unit in units)
+        if key not in wholes:
+            wholes[key] = merged(units)
+        chunks.append(ChunkTraffic(wholes[key], units, tuple(of_unit[one] for one in key)))
+    return tuple(chunks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, TypeAlias
 
 Number: TypeAlias = Any  # a scalar or a NumPy array; all of them broadcast together
@@ -118,6 +119,7 @@ class StateBytes:
 STATE_BYTES: dict[str, StateBytes] = {
     "mixed": StateBytes(2, 2, 12),  # ZeRO (arXiv 1910.02054), DeepSpeed: 16-bit P and G; fp32 master, m, v
     "megatron": StateBytes(2, 4, 12),  # bf16 weights, fp32 main gradients: 18; ZeRO-1 6 + 12/N
+    "megatron-16-bit-reduction": StateBytes(2, 4, 12, reduced=2),  # --grad-reduce-in-bf16
     "torch-fsdp": StateBytes(4, 4, 8, gathered=2),  # fp32 shards are the master; bf16 copies; fp32 reduction
     "fp32": StateBytes(4, 4, 8),  # Adam without a master copy
     "bf16": StateBytes(2, 2, 4),  # everything in 16 bits, no master copy
@@ -185,7 +187,7 @@ class Placement:
             return Mode.SHARDED
         return self.modes.get(state, {}).get(axis, Mode.REPLICATED)
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """The axes the placement names, inner to outer."""
         named = set(self.partition).union(*(modes for modes in self.modes.values()))

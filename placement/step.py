@@ -7,13 +7,14 @@ reduction queueing behind a gather.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from costmodel import collectives, network
 from placement import schedules
 from placement.memory import stage_peak
-from placement.passes import Seconds, Setting, add, overlapped, total
+from placement.passes import Seconds, Setting, add, overlapped, sent_bytes, total
 from placement.plan import micro_batches
 from placement.state_traffic import (
     ChunkTraffic,
@@ -81,9 +82,10 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
         chunks = [pipeline[schedule.stage_of(stage, chunk, stages, virtual)] for chunk in range(virtual)]
         seconds: dict[str, Seconds] = {"forward": {}, "backward": {}}
         for chunk in chunks:
-            for unit, flows in zip(chunk.layers, chunk.traffic, strict=True):
+            counted = Counter(id(unit) for unit in chunk.layers)
+            for key, (unit, flows) in {id(one): (one, of) for one, of in chunk.pairs}.items():
                 for direction, sums in seconds.items():
-                    add(sums, _unit_seconds(setting, unit, flows, direction))
+                    add(sums, _unit_seconds(setting, unit, flows, direction), counted[key])
         forwards.append(float(total(seconds["forward"])))
         backwards.append(float(total(seconds["backward"])))
         step = add(add({}, seconds["forward"], count), seconds["backward"], count)
@@ -123,6 +125,6 @@ def _send_s(setting: Setting) -> float:
     plan, cluster = setting.plan, setting.cluster
     if plan.pipeline == 1:
         return 0.0
-    size_bytes = 2.0 * setting.shard.norm_tokens * setting.model.hidden
+    size_bytes = sent_bytes(setting)
     crosses = plan.tensor * plan.context * plan.data >= cluster.node.scale_up_domain
     return float(collectives.point_to_point_s(size_bytes, crosses, network.paths(cluster)))

@@ -6,11 +6,14 @@ carries what one accelerator pays for it: prices of its passes, parameters it ho
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodel import parameters
 from costmodel.activations import head_bytes, layer_bytes
 from costmodel.architecture import Layer
+from costmodel.kernels import OPERAND_BYTES
 from costmodel.operators import Number
 from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price
 from placement.plan import layers_of_chunks
@@ -57,8 +60,12 @@ def layer_parameters(setting: Setting, layer: Layer) -> tuple[Number, Number]:
 
 def _layer_unit(setting: Setting, layer: Layer) -> Unit:
     stack, model = setting.stack, setting.model
-    kept = layer_bytes(model, layer, setting.shard, stack.execution, stack.attention, setting.plan.recompute)
-    whole = layer_bytes(model, layer, setting.shard, stack.execution, stack.attention)
+    width = min(OPERAND_BYTES[setting.plan.precision], 2.0)
+
+    def saved(recompute: str) -> Number:
+        return layer_bytes(model, layer, setting.shard, stack.execution, stack.attention, recompute, width)
+
+    kept, whole = saved(setting.plan.recompute), saved("none")
     working = whole - kept if setting.plan.recompute != "none" else 0.0 * whole
     held = layer_parameters(setting, layer)
     trainable = held
@@ -85,27 +92,29 @@ def _ends(setting: Setting) -> tuple[Unit, Unit]:
     )
 
 
-def _merge(units: list[Unit]) -> Unit:
+def merged(units: Sequence[Unit]) -> Unit:
     """Several units as one; only one layer at a time is recomputed, so working bytes do not add."""
     forward: Seconds = {}
     backward: Seconds = {}
-    for unit in units:
-        add(forward, unit.price.forward)
-        add(backward, unit.price.backward)
+    counted = Counter(id(unit) for unit in units)
+    distinct = [(unit, counted[key]) for key, unit in {id(unit): unit for unit in units}.items()]
+    for unit, times in distinct:
+        add(forward, unit.price.forward, times)
+        add(backward, unit.price.backward, times)
     return Unit(
         PassPrice(forward, backward),
-        sum(unit.dense_parameters for unit in units),
-        sum(unit.expert_parameters for unit in units),
-        sum(unit.trainable_dense for unit in units),
-        sum(unit.trainable_experts for unit in units),
-        sum(unit.saved_bytes for unit in units),
-        max((unit.working_bytes for unit in units), default=0.0),
-        sum(unit.head_bytes for unit in units),
+        sum(times * unit.dense_parameters for unit, times in distinct),
+        sum(times * unit.expert_parameters for unit, times in distinct),
+        sum(times * unit.trainable_dense for unit, times in distinct),
+        sum(times * unit.trainable_experts for unit, times in distinct),
+        sum(times * unit.saved_bytes for unit, times in distinct),
+        max((unit.working_bytes for unit, _ in distinct), default=0.0),
+        sum(times * unit.head_bytes for unit, times in distinct),
     )
 
 
-def chunk_units(setting: Setting, by_layer: bool) -> list[tuple[Unit, ...]]:
-    """The units of every chunk of the pipeline in model order: one a chunk, or one a layer.
+def chunk_units(setting: Setting) -> list[tuple[Unit, ...]]:
+    """The units of every chunk of the pipeline in model order, one a layer; equal layers share one object.
 
     The embedding belongs to the first unit of the first chunk, the head to the last unit of the last chunk.
     """
@@ -117,9 +126,9 @@ def chunk_units(setting: Setting, by_layer: bool) -> list[tuple[Unit, ...]]:
     for index, size in enumerate(sizes):
         units = [of_layer[layer] for layer in model.layers[first : first + size]]
         if index == 0:
-            units = [_merge([embedding, *units[:1]]), *units[1:]]
+            units = [merged([embedding, *units[:1]]), *units[1:]]
         if index == len(sizes) - 1:
-            units = [*units[:-1], _merge([*units[-1:], head])]
-        result.append(tuple(units) if by_layer else (_merge(units),))
+            units = [*units[:-1], merged([*units[-1:], head])]
+        result.append(tuple(units))
         first += size
     return result

@@ -28,6 +28,16 @@ class Fidelity(StrEnum):
     analytic = "analytic"
 
 
+class By(StrEnum):
+    """How `whatif accuracy` groups rows."""
+
+    family = "family"
+    gpu = "gpu"
+    scale = "scale"
+    precision = "precision"
+    release = "release"
+
+
 class Listed(StrEnum):
     """What `whatif list` can show."""
 
@@ -122,6 +132,51 @@ def report(
 
     with reported():
         command.report(result, output)
+
+
+@app.command()
+def accuracy(
+    files: Annotated[list[str] | None, typer.Argument(help="CSV files with the columns of published/training.csv; "
+                                                      "none: the rows that ship with Whatif.",
+                                                      metavar="[CSV...]")] = None,
+    by: Annotated[By, typer.Option(help="How to group the rows.")] = By.family,
+    html: Html = "",
+    markdown: Annotated[str, typer.Option("--markdown", help="Write the report as Markdown to this file.",
+                                          metavar="F")] = "",
+    json: Json = False,
+) -> None:
+    """Predict published measured runs and score the errors."""
+    from scenarios.commands import accuracy as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        command.accuracy(files or [], by.value, html=html, markdown=markdown, as_json=json)
+
+
+calibrate = typer.Typer(help="Kernel profiles from measurement.", no_args_is_help=True)
+app.add_typer(calibrate, name="calibrate")
+
+
+@calibrate.callback()
+def _calibrate() -> None:
+    pass
+
+
+@calibrate.command("fit")
+def calibrate_fit(
+    kernels: Annotated[str, typer.Option(help="Folder of measured kernel tables.", metavar="DIR")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the profiles.", metavar="DIR")],
+    profiles_raw: Annotated[str, typer.Option(help="Folder of operator profiles (vidur/).", metavar="DIR")] = "",
+    report_file: Annotated[str, typer.Option("--report", help="Where the fit report goes (default: with the "
+                                             "profiles).", metavar="F.md")] = "",
+    json: Json = False,
+) -> None:
+    """Fit compact kernel profiles and report their error on shapes held out."""
+    from scenarios.commands import calibrate as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        command.fit(kernels, profiles_raw, output, report_file, as_json=json)
 
 
 def main() -> None:

@@ -142,6 +142,7 @@ class PlanBlock(Block):
     stage_layers: Annotated[Any, BeforeValidator(_stage_layers)] = "even"
     schedule: Annotated[str, named("schedules")] = "1f1b"
     sharding: Annotated[Any, BeforeValidator(_sharding)] = "zero-1"
+    state_bytes: Literal["mixed", "megatron", "megatron-16-bit-reduction", "torch-fsdp", "fp32", "bf16"] | None = None
     shard_group: Degree | None = None
     micro_batch: Degree = 1
     recompute: Literal["none", "selective", "full"] = "none"

@@ -15,7 +15,6 @@ from costmodel.units import show
 from placement import schedules
 from placement.memory import DEVICE_OVERHEAD_BYTES, DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE, workspace_bytes
 from placement.passes import Setting, total
-from placement.state_traffic import placement_of
 from placement.step import Step
 from simulator.inputs import TrainingInputs
 from simulator.timeline import Timeline
@@ -108,7 +107,7 @@ def model(model: Model) -> dict[str, Any]:
 def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]]:
     """What the prediction takes for granted: the author's notes, the stack, the constants, with sources."""
     plan, stack, profile = inputs.plan, setting.stack, setting.pricer.profile
-    accelerator, placement = inputs.cluster.accelerator, placement_of(setting)
+    accelerator, placement = inputs.cluster.accelerator, setting.placement
     rows: list[tuple[str, Any, str, str]] = [
         (note["key"], _at(inputs.raw, note["key"]), note["text"], note.get("source", "the scenario"))
         for note in inputs.assumptions

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from costmodel import collectives, network
 from placement import schedules
 from placement.memory import resident_bytes
-from placement.passes import Setting, add, total
+from placement.passes import Setting, add, sent_bytes, total
 from placement.plan import micro_batches
 from placement.state_traffic import ChunkTraffic, chunks_with_traffic, norm_reduction_s, optimizer_s
 from placement.units import Unit
@@ -65,7 +65,7 @@ def slots(order: list[schedules.Pass], chunk_of: list[int], chunks: tuple[ChunkT
         if not (chunk.step_s and (once or final)) and not chunk.within_passes:
             result.append(Slot(step.kind, number, step.micro_batch, chunk.whole, beside_s=spread_s))
             continue
-        pairs = list(zip(chunk.layers, chunk.traffic, strict=True))
+        pairs = chunk.pairs
         for position, (unit, flows) in enumerate(pairs if forward else reversed(pairs)):
             gather_s = flows.forward_gather_s if forward else flows.backward_gather_s
             reduce_s = 0.0 if forward else flows.backward_reduce_s
@@ -198,7 +198,7 @@ class _Lowering:
     def send_s(self, stage: int) -> float:
         """Seconds of one hop between a stage and the next one (the last and the first), either way."""
         plan, cluster = self.plan, self.setting.cluster
-        size_bytes = 2.0 * self.setting.shard.norm_tokens * self.setting.model.hidden
+        size_bytes = sent_bytes(self.setting)
         ranks, domain = int(plan.tensor * plan.context * plan.data), cluster.node.scale_up_domain
         crosses = stage * ranks // domain != (stage + 1) % self.stages * ranks // domain
         return float(collectives.point_to_point_s(size_bytes, crosses, network.paths(cluster)))

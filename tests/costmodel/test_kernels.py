@@ -76,9 +76,10 @@ def test_a_missing_peak_is_refused_by_name():
         peak_flops_per_s(catalog.accelerator("a100-sxm-80gb"), "fp8")
 
 
-@pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_constant_has_a_source(path):
-    found = profile(path.stem)
+@pytest.mark.parametrize("generation", ["ampere", "hopper", "blackwell", "generic"])
+def test_every_constant_has_a_source(generation):
+    assert (PROFILES / f"{generation}.yaml").exists()
+    found = profile(generation)
     for block in ("gemm", "in_situ", "memory", "launch", "attention", "overlap"):
         assert len(found.sources[block]) > 10
 

@@ -7,14 +7,14 @@ from costmodel.stack import Stack
 from placement.memory import resident_bytes, stage_peak
 from placement.state_traffic import chunks_with_traffic
 from placement.step import analytic_step
-from placement.units import chunk_units
+from placement.units import chunk_units, merged
 from simulator.engine import static
 from simulator.training import lower
 from tests.training_cases import setting
 
 
 def states_of(case):
-    units = [unit for chunk in chunk_units(case, by_layer=False) for unit in chunk]
+    units = [merged(units) for units in chunk_units(case)]
     held = resident_bytes(case, units)
     held.pop("workspace")
     return sum(held.values()), sum(unit.dense_parameters + unit.expert_parameters for unit in units)
@@ -34,7 +34,7 @@ def test_bytes_per_parameter(sharding, per_parameter):
 def test_expert_weights_shard_over_their_own_group():
     """6 + 12 / edp bytes for experts, edp = dp x cp x tp / (ep x etp) (memory_notes A2)."""
     case = setting("mixtral-8x7b", nodes=4, tensor=2, data=16, expert=8, sharding="zero-1", sequence_parallel=True)
-    units = [unit for chunk in chunk_units(case, by_layer=False) for unit in chunk]
+    units = [merged(units) for units in chunk_units(case)]
     dense = sum(unit.dense_parameters for unit in units)
     experts = sum(unit.expert_parameters for unit in units)
     assert experts == sum(
@@ -76,10 +76,10 @@ def test_closed_form_peak_agrees_with_the_played_one(plan):
 def test_one_f_one_b_holds_p_minus_r_micro_batches():
     case = setting(pipeline=4, data=2, sharding="zero-1", stage_layers=(8, 8, 8, 8))
     played = static.play(lower(case, 64).program)
-    units = chunk_units(case, by_layer=False)
+    units = [merged(units) for units in chunk_units(case)]
     for stage in range(4):
         held = played.peak(stage, "hbm")[1]["activations"]
-        expected = min(4 - stage, 32) * units[stage][0].saved_bytes
+        expected = min(4 - stage, 32) * units[stage].saved_bytes
         assert held == pytest.approx(expected, rel=1e-12)
 
 

@@ -1,0 +1,1 @@
+"""`whatif accuracy`: published measured runs become scenarios, are predicted and scored."""

@@ -1,0 +1,53 @@
+"""One importer: a published row becomes the scenarios it may mean, with every published field used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scenarios.accuracy.clusters import cluster_of
+from scenarios.accuracy.models import NotExpressible, model_of
+from scenarios.accuracy.plans import plans_of
+from scenarios.accuracy.rows import Row
+from scenarios.accuracy.stacks import Bundle, bundle_of
+from simulator.inputs import TrainingInputs
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A row as scenarios: one where it is fully specified, several where a blank leaves a range."""
+
+    row: Row
+    alternatives: tuple[TrainingInputs, ...]
+    bundle: Bundle
+    blanks: tuple[str, ...]  # columns whose blank made the range
+    approximated: tuple[str, ...]  # stated things that the core has no input for yet
+
+
+def import_row(row: Row) -> Imported:
+    """Raises NotExpressible with the reason where no scenario can be made of the row."""
+    sequence = row.integer("seq")
+    if sequence is None:
+        raise NotExpressible("column seq is blank")
+    model, cluster, bundle = model_of(row), cluster_of(row), bundle_of(row)
+    plans = plans_of(row, model, cluster.accelerator, cluster.node.scale_up_domain, bundle)
+    batch = row.integer("global_batch") or 0
+    alternatives = tuple(
+        TrainingInputs(row.id, "", row.place.file, {}, model, cluster, plan, sequence, batch, stack=bundle.block,
+                       fidelity="analytic")
+        for plan in plans.alternatives
+    )
+    return Imported(row, alternatives, bundle, plans.blanks, (*plans.approximated, *_left_out(row)))
+
+
+def _left_out(row: Row) -> tuple[str, ...]:
+    """Stated things that decide time or memory and that no input of the core holds yet."""
+    notes, found = row.text("notes"), list[str]()
+    if row.text("offload") not in ("", "none"):
+        found.append("offloaded activations")
+    if "mode=PURE" in notes:
+        found.append("16-bit gradient reduction")
+    if "dispatcher_backend" in notes or "moe-token-dispatcher-type" in notes:
+        found.append("MoE dispatcher")
+    if "tokendrop" in notes:
+        found.append("token dropping")
+    return tuple(found)

@@ -1,0 +1,34 @@
+"""Makes `scenarios/published/systems_training.csv`: the printed claims of a full table, which may be copied.
+
+    python -m scenarios.papers.ship PATH/TO/systems_training.csv
+
+Rows out of data files of other repositories (artifacts, scheduler summaries) are left out: they stay where they are
+and are read by `whatif reproduce --claims PATH/TO/systems_training.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+DATA_FILE = re.compile(r"\S+\.(csv|txt|json|pkl)\b")
+SHIPPED = Path(__file__).parents[1] / "published" / "systems_training.csv"
+
+
+def ship(source: Path, target: Path = SHIPPED) -> int:
+    """Copies the rows whose locator names no data file, with all columns, in order; returns how many."""
+    with source.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        rows = [row for row in reader if not DATA_FILE.search(row["source_locator"])]
+    with target.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return len(rows)
+
+
+if __name__ == "__main__":
+    print(f"{ship(Path(sys.argv[1]))} rows written to {SHIPPED.name}")
