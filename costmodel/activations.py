@@ -26,7 +26,7 @@ EXECUTIONS = ("eager", "fused", "compiled")
 
 
 def attention_bytes(
-    attention: Attention, shard: Shard, execution: str, kernel: str, input_bytes: float = 2.0
+    attention: Attention, shard: Shard, execution: str, kernel: str, input_bytes: float = 2.0, rotary: bool = True
 ) -> Number:
     """Queries, keys, values, attention output and what the attention kernel itself keeps. The output is also
     the projection's input: one tensor in 2 bytes, a further narrow copy where the input is quantised."""
@@ -42,7 +42,7 @@ def attention_bytes(
         keys = np.maximum(attention.kv_heads, t) * attention.head_dim
         values = np.maximum(attention.kv_heads, t) * attention.value_head_dim
         projected = 2.0 * (queries + keys + values)
-        rotated = 0.0 if execution == "compiled" else 2.0 * (queries + keys)
+        rotated = 2.0 * (queries + keys) if rotary and execution != "compiled" else 0.0
         normed = 0.0
         if attention.query_key_norm and execution != "compiled":
             normed = 2.0 * (queries + keys) + 2.0 * keys
@@ -58,11 +58,21 @@ def score_bytes(attention: Attention, shard: Shard, kernel: str) -> Number:
 
 
 def feed_forward_bytes(
-    feed_forward: FeedForward, hidden: int, shard: Shard, execution: str, input_bytes: float = 2.0
+    feed_forward: FeedForward,
+    hidden: int,
+    shard: Shard,
+    execution: str,
+    input_bytes: float = 2.0,
+    dispatcher: str = "all-to-all",
+    rebuilt: bool = False,
 ) -> Number:
     """Inner tensors of the MLP, or permuted inputs, inner tensors and outputs of balanced experts. The last
-    inner tensor is the input of the down projection."""
-    product = 0.0 if execution == "compiled" else input_bytes
+    inner tensor is the input of the down projection; `rebuilt` where the activation is recomputed.
+
+    The all-to-all dispatcher keeps its buffer and the experts' outputs; the "flex" one (DeepEP, HybridEP; arXiv
+    2412.19437, 3.2) weights the rows inside the experts and keeps the permuted input alone.
+    """
+    product = 0.0 if execution == "compiled" or rebuilt else input_bytes
     before = {"eager": 6.0, "fused": 4.0, "compiled": 4.0} if feed_forward.gated else dict.fromkeys(EXECUTIONS, 2.0)
     per_width = before[execution] + product
     if not feed_forward.experts:
@@ -70,8 +80,8 @@ def feed_forward_bytes(
     rows = shard.routed_rows(feed_forward)
     # fc1 out, activation and (GELU) the probability-weighted product: 6 bytes a width either way when fused
     inner = {"eager": 6.0, "fused": 4.0, "compiled": 4.0}[execution] + product
-    experts = rows * (input_bytes * hidden + inner * feed_forward.width / shard.expert_tensor + 4.0 * hidden)
-    dispatch = 2.0 * hidden * rows
+    experts = rows * (input_bytes * hidden + inner * feed_forward.width / shard.expert_tensor)
+    dispatch = {"all-to-all": 6.0, "flex": 0.0}[dispatcher] * hidden * rows
     router = 12.0 * feed_forward.experts * shard.norm_tokens
     shared = per_width * shard.tokens * feed_forward.shared_width / shard.tensor
     return experts + dispatch + router + shared
@@ -85,20 +95,25 @@ def layer_bytes(
     kernel: str,
     recompute: str = "none",
     input_bytes: float = 2.0,
+    dispatcher: str = "all-to-all",
 ) -> Number:
     """Bytes kept for one layer and micro-batch; `input_bytes` an element of what linear layers keep.
 
+    recompute "pointwise" rebuilds norms and activation products (Megatron's modules layernorm and moe_act);
     recompute "full" keeps only the layer's input; "selective" (Korthikanti) rebuilds the attention core.
     """
     if recompute == "full":
         return 2.0 * model.hidden * shard.norm_tokens
-    per_norm = 2.0 if execution == "compiled" else 2.0 + input_bytes
+    rebuilt = recompute == "pointwise"
+    per_norm = 2.0 if execution == "compiled" or rebuilt else 2.0 + input_bytes
     norms = per_norm * model.hidden * shard.norm_tokens * layer.norms
     masks = 2.0 * model.hidden * shard.norm_tokens if model.dropout else 0.0
-    attention = attention_bytes(layer.attention, shard, execution, kernel, input_bytes)
+    attention = attention_bytes(layer.attention, shard, execution, kernel, input_bytes, model.rotary)
     if recompute == "selective":
         attention = attention - score_bytes(layer.attention, shard, kernel)
-    feed_forward = feed_forward_bytes(layer.feed_forward, model.hidden, shard, execution, input_bytes)
+    feed_forward = feed_forward_bytes(
+        layer.feed_forward, model.hidden, shard, execution, input_bytes, dispatcher, rebuilt
+    )
     return norms + masks + attention + feed_forward
 
 

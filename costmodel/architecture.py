@@ -79,3 +79,8 @@ class Model:
     dropout: bool = False
     source: str = ""
     assumed: tuple[str, ...] = ()  # fields of the config that were not stated and were taken from the family's code
+
+    @property
+    def rotary(self) -> bool:
+        """Whether positions rotate queries and keys: where they are not learned."""
+        return self.positions == 0

@@ -47,11 +47,9 @@ class Profile:
     name: str
     gemm_fraction: Mapping[str, float]  # best large shape, by peak type
     tile: tuple[int, int]  # output tile of the GEMM kernel; a partly filled last wave costs a whole one
-    in_situ: float  # time of a kernel inside a step over its time alone (clock, power, neighbours)
     memory_fraction: float
     kernel_s: float  # shortest time of one kernel
     attention: Mapping[str, Mapping[str, float]]  # kernel -> fraction_forward, fraction_backward, ramp_tokens
-    overlap_cost: float  # compute time added per second of overlapped communication
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,11 +62,9 @@ def profile(generation: str) -> Profile:
         name=raw["name"],
         gemm_fraction=raw["gemm"]["fraction"],
         tile=tuple(raw["gemm"]["tile"]),
-        in_situ=raw["in_situ"]["factor"],
         memory_fraction=raw["memory"]["fraction"],
         kernel_s=raw["launch"]["kernel_s"],
         attention=raw["attention"]["kernels"],
-        overlap_cost=raw["overlap"]["cost"],
         sources={key: block["source"] for key, block in raw.items() if isinstance(block, dict)},
     )
 
@@ -99,8 +95,13 @@ def wave_efficiency(m: Number, n: Number, tile: tuple[int, int], compute_units: 
 class Pricer:
     """Prices operators on one accelerator: seconds, at `precision` for linear layers and bf16 elsewhere."""
 
-    def __init__(self, accelerator: Accelerator, precision: str, traffic_factor: float, attention: str) -> None:
+    def __init__(
+        self, accelerator: Accelerator, precision: str, traffic_factor: float, attention: str, in_situ: float = 1.0
+    ) -> None:
+        """`traffic_factor`: bytes of memory-bound operators over the fused count; `in_situ`: time of a kernel
+        inside a step over its time alone (costmodel.constants)."""
         self.accelerator = accelerator
+        self.in_situ = in_situ
         self.precision = precision
         self.attention_kernel = attention
         self.traffic_factor = traffic_factor
@@ -134,7 +135,7 @@ class Pricer:
             return self._wave_gemm_s(operator, m, n, k)
         assert self.kernels is not None
         one = np.equal(operator.groups, 1)
-        in_situ = self.profile.in_situ
+        in_situ = self.in_situ
         alone: Number = self.kernels.gemm_s(kind, m, n, k) if np.any(one) else 0.0
         if np.all(one):
             return alone * in_situ
@@ -156,7 +157,7 @@ class Pricer:
         compute = 2.0 * np.asarray(m) * n * k * groups / rate
         width = OPERAND_BYTES[precision]
         moved = groups * (width * (np.asarray(m) * k + np.asarray(k) * n) + 2.0 * np.asarray(m) * n)
-        return np.maximum(np.maximum(compute, self.memory_s(moved)) * profile.in_situ, profile.kernel_s)
+        return np.maximum(np.maximum(compute, self.memory_s(moved)) * self.in_situ, profile.kernel_s)
 
     def quantize_s(self, operator: Operator, elements: Number) -> Number:
         """Casting operands to a narrow type: read 2 bytes, write the result row- and column-wise; and the launches
@@ -176,7 +177,7 @@ class Pricer:
         head = min(operator.head_dim / 128.0, 1.0) ** law["head_dim_power"]
         ramp = np.asarray(operator.sequence) / (np.asarray(operator.sequence) + law["ramp_tokens"])
         rate = peak_flops_per_s(self.accelerator, "bf16") * law[f"fraction_{direction}"] * head * ramp
-        return flops / rate * self.profile.in_situ
+        return flops / rate * self.in_situ
 
     def _unfused_attention_s(self, operator: Operator, direction: str) -> Number:
         """Score products over the whole square, no causal skip, four of them backward; or the traffic of the
@@ -185,7 +186,7 @@ class Pricer:
         rate = peak_flops_per_s(self.accelerator, "bf16") * self.profile.gemm_fraction["bf16"]
         scores = operator.forward_flops / (2.0 * operator.head_dim)  # 2 x causal pairs: the whole square
         compute = 2.0 * products * operator.forward_flops / rate
-        return np.maximum(compute, self.memory_s(scores * bytes_per_score)) * self.profile.in_situ
+        return np.maximum(compute, self.memory_s(scores * bytes_per_score)) * self.in_situ
 
     def forward_s(self, operator: Operator) -> dict[str, Number]:
         """Seconds of the forward pass by breakdown category."""

@@ -222,7 +222,11 @@ def layer_operators(model: Model, layer: Layer, shard: Shard) -> tuple[Operator,
     dropout = 3.0 * shard.norm_tokens * model.hidden * 2 if model.dropout else 0.0
     return (
         memory_bound("norm_residual", residual + dropout, residual + dropout),
-        *attention_operators(layer.attention, model.hidden, shard),
+        *(
+            one
+            for one in attention_operators(layer.attention, model.hidden, shard)
+            if model.rotary or one.name != "rotary"
+        ),
         *feed_forward_operators(layer.feed_forward, model.hidden, shard),
     )
 

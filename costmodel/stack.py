@@ -23,13 +23,8 @@ ATTENTION_KERNELS = ("unfused", "flash-2", "flash-3", "cudnn")
 ATTENTION_BACKWARDS = ("skips", "whole")
 CROSS_ENTROPIES = ("fused", "unfused")
 CUDA_GRAPHS = ("none", "partial", "full")
+MOE_DISPATCHERS = ("all-to-all", "flex")
 OVERLAPS = ("data", "tensor", "context", "expert", "pipeline")
-
-# Bytes moved by memory-bound operators over the ideally fused count, by way of execution.
-# accuracy_notes, decision 2: "eager PyTorch moves about 3.1 times the ideal fused bytes; compiled or
-# Transformer Engine about 1".
-TRAFFIC_FACTOR = {"eager": 3.1, "fused": 1.0, "compiled": 1.0}
-TRAFFIC_SOURCE = "accuracy_notes.md, decision 2 (fitted on published runs, 2026-11)"
 
 # Bytes a logit through cross-entropy, forward and backward: a fused kernel reads 2, reads 2 and writes 2; the
 # unfused fp32 chain moves 52 (memory_notes B3, counted).
@@ -52,6 +47,7 @@ class Stack:
     attention: the kernel; attention_backward: "skips" masked blocks or computes the "whole" square.
     overlap: which communication runs beside compute (what is not named blocks).
     cross_entropy: "fused" or an "unfused" fp32 chain. cuda_graphs: what the host need not launch.
+    moe_dispatcher: "all-to-all", or "flex" (DeepEP, HybridEP) which permutes while it sends.
     host_layer_s, host_moe_layer_s, host_head_s: host seconds of one pass of a dense layer, an MoE layer, the
     head; a pass takes at least that long. 0 means the host is never in the way.
     """
@@ -62,6 +58,7 @@ class Stack:
     attention_backward: str = "skips"
     cross_entropy: str = "fused"
     cuda_graphs: str = "none"
+    moe_dispatcher: str = "all-to-all"
     host_layer_s: float = 0.0
     host_moe_layer_s: float = 0.0
     host_head_s: float = 0.0
@@ -75,10 +72,6 @@ class Stack:
         if unknown := [name for name in self.overlap if name not in OVERLAPS]:
             raise StackError(f"overlap {unknown[0]!r} is not one of {', '.join(OVERLAPS)}")
 
-    @property
-    def traffic_factor(self) -> float:
-        return TRAFFIC_FACTOR[self.execution]
-
     def host_s(self, moe: bool, tensor: Number) -> Number:
         """Host seconds of one pass of a layer: launches that CUDA graphs leave, more with tensor parallelism."""
         once = self.host_moe_layer_s if moe else self.host_layer_s
@@ -91,6 +84,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "attention_backward": ATTENTION_BACKWARDS,
     "cross_entropy": CROSS_ENTROPIES,
     "cuda_graphs": CUDA_GRAPHS,
+    "moe_dispatcher": MOE_DISPATCHERS,
 }
 
 

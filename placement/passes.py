@@ -7,14 +7,15 @@ assembled. Everything broadcasts over arrays of plans that share a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from costmodel import collectives, network
+from costmodel import collectives, constants, network
 from costmodel.architecture import Layer, Model
+from costmodel.constants import Constants
 from costmodel.hardware import Cluster, capped
 from costmodel.kernels import Pricer
 from costmodel.operators import (
@@ -59,6 +60,7 @@ class Setting:
     cluster: Cluster
     stack: Stack
     sequence: Number
+    constants: Constants = field(default_factory=constants.default)
 
     @property
     def shard(self) -> Shard:
@@ -95,7 +97,16 @@ class Setting:
     @cached_property
     def pricer(self) -> Pricer:
         stack, accelerator = self.stack, capped(self.cluster.accelerator, self.cluster.power_limit_w)
-        return Pricer(accelerator, self.plan.precision, stack.traffic_factor, stack.attention)
+        in_situ = self.constants.in_situ(accelerator.generation)
+        return Pricer(accelerator, self.plan.precision, self.traffic_factor, stack.attention, in_situ)
+
+    @property
+    def traffic_factor(self) -> float:
+        return self.constants.traffic(self.stack.execution)
+
+    def collective_s(self, price: Callable[..., Number], size_bytes: Number, group: network.Group) -> Number:
+        """Seconds of one collective (a function of costmodel.collectives) inside a step."""
+        return price(size_bytes, group, network.paths(self.cluster), NCCL) * self.constants.communication
 
 
 @dataclass(frozen=True)
@@ -142,11 +153,11 @@ def tensor_communication(setting: Setting) -> tuple[Number, Number]:
     (Korthikanti et al., arXiv 2205.05198, section 4.2.2).
     """
     plan, cluster = setting.plan, setting.cluster
-    group, paths = network.group(cluster, plan.tensor, 1), network.paths(cluster)
+    group = network.group(cluster, plan.tensor, 1)
     size = 2.0 * setting.shard.tokens * setting.model.hidden
-    reduce_s = collectives.all_reduce_s(size, group, paths, NCCL)
-    gather_s = collectives.all_gather_s(size, group, paths, NCCL)
-    scatter_s = collectives.reduce_scatter_s(size, group, paths, NCCL)
+    reduce_s = setting.collective_s(collectives.all_reduce_s, size, group)
+    gather_s = setting.collective_s(collectives.all_gather_s, size, group)
+    scatter_s = setting.collective_s(collectives.reduce_scatter_s, size, group)
     forward = np.where(plan.sequence_parallel, 2 * (gather_s + scatter_s), 2 * reduce_s)
     backward = np.where(plan.sequence_parallel, 4 * gather_s + 2 * scatter_s, 2 * reduce_s)
     return forward, backward
@@ -160,7 +171,7 @@ def context_communication(setting: Setting, layer: Layer) -> tuple[Number, Numbe
     them. ulysses: all-to-alls of queries, keys, values and output (arXiv 2309.14509).
     """
     plan, cluster, attention = setting.plan, setting.cluster, layer.attention
-    group, paths = network.group(cluster, plan.context, plan.tensor), network.paths(cluster)
+    group = network.group(cluster, plan.context, plan.tensor)
     shard = setting.shard
     if attention.kind == "mla":
         key_value_width: Number = attention.key_value_rank + attention.rope_head_dim
@@ -170,29 +181,52 @@ def context_communication(setting: Setting, layer: Layer) -> tuple[Number, Numbe
     whole = 2.0 * shard.batch * shard.sequence * key_value_width
     if plan.context_method == "ulysses":
         queries = 2.0 * shard.tokens * attention.heads * attention.head_dim / plan.tensor
-        inputs = collectives.all_to_all_s(queries + whole / plan.context, group, paths, NCCL)
-        output = collectives.all_to_all_s(queries, group, paths, NCCL)
+        inputs = setting.collective_s(collectives.all_to_all_s, queries + whole / plan.context, group)
+        output = setting.collective_s(collectives.all_to_all_s, queries, group)
         return inputs + output, inputs + output
-    gather_s = collectives.all_gather_s(whole, group, paths, NCCL)
+    gather_s = setting.collective_s(collectives.all_gather_s, whole, group)
     if plan.context_method == "ring":
         return gather_s, 2.0 * gather_s
-    return gather_s, gather_s + collectives.reduce_scatter_s(whole, group, paths, NCCL)
+    return gather_s, gather_s + setting.collective_s(collectives.reduce_scatter_s, whole, group)
+
+
+def distinct(places: Number, choices: Number) -> Number:
+    """Expected number of different places that `choices` uniform choices fall on: n (1 - (1 - 1/n)^k).
+
+    >>> round(float(distinct(8, 8)), 3), float(distinct(1, 8))
+    (5.251, 1.0)
+    """
+    return places * (1.0 - (1.0 - 1.0 / np.asarray(places, dtype=float)) ** choices)
 
 
 def expert_communication(setting: Setting, layer: Layer) -> tuple[Number, Number]:
-    """Seconds (forward, backward) of dispatch and combine all-to-alls of a balanced MoE layer."""
+    """Seconds (forward, backward) of dispatch and combine of a balanced MoE layer.
+
+    "all-to-all" sends every token-expert pair; "flex" sends a token once to every rank that needs it, and once
+    across to every node that needs it, from where it is forwarded (DeepEP; DeepSeek-V3, arXiv 2412.19437, 3.2.2).
+    """
     feed_forward, plan = layer.feed_forward, setting.plan
     if not feed_forward.experts:
         return 0.0, 0.0
     group = network.group(setting.cluster, plan.expert, plan.expert_tensor)
     rows = setting.shard.routed_rows(feed_forward)
-    one_way = collectives.all_to_all_s(2.0 * rows * setting.model.hidden, group, network.paths(setting.cluster), NCCL)
+    if setting.stack.moe_dispatcher == "all-to-all":
+        one_way = setting.collective_s(collectives.all_to_all_s, 2.0 * rows * setting.model.hidden, group)
+        return 2.0 * one_way, 2.0 * one_way
+    choices = feed_forward.experts_per_token
+    token_bytes = 2.0 * rows * setting.model.hidden / choices
+    near = network.Group(group.per_domain, group.per_domain)
+    inside = setting.collective_s(collectives.all_to_all_s, token_bytes * distinct(group.size, choices), near)
+    crossing = token_bytes * distinct(group.domains, choices) * (group.domains - 1) / group.domains
+    paths = network.paths(setting.cluster)
+    across = crossing / paths.scale_out_bandwidth_bytes_per_s * setting.constants.communication
+    one_way = np.maximum(inside, across)
     return 2.0 * one_way, 2.0 * one_way
 
 
 def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> PassPrice:
     """Adds exposed tensor, context and expert communication and what the hidden part costs."""
-    cost = setting.pricer.profile.overlap_cost
+    cost = setting.constants.overlap_cost
     parts = {
         "tensor": tensor_communication(setting),
         "context": context_communication(setting, layer),
@@ -229,7 +263,7 @@ def layer_price(setting: Setting, layer: Layer) -> PassPrice:
     """One layer and micro-batch: compute, its communication, and what recomputation repeats.
 
     Full recomputation repeats the forward pass with its communication before the backward pass; selective
-    repeats the attention core only.
+    repeats the attention core, pointwise the memory-bound operators.
     """
     plan, model, shard = setting.plan, setting.model, setting.shard
     operators = layer_operators(model, layer, shard)
@@ -238,14 +272,15 @@ def layer_price(setting: Setting, layer: Layer) -> PassPrice:
     if frozen:
         adapters = adapter_operators(layer.attention, model.hidden, shard, plan.lora_rank)
         price = _joined(price, _operators_price(setting, adapters))
-    host_s = setting.stack.host_s(bool(layer.feed_forward.experts), plan.tensor)
+    host_s = setting.stack.host_s(bool(layer.feed_forward.experts), plan.tensor) * setting.constants.host
     price = _with_host(setting, _with_communication(setting, layer, price), host_s)
     repeated: Number = 0.0
     if plan.recompute == "full":
         repeated = total(price.forward)
-    elif plan.recompute == "selective":
-        cores = tuple(operator for operator in operators if operator.category == "attention")
-        repeated = total(_operators_price(setting, cores).forward)
+    elif plan.recompute in ("selective", "pointwise"):
+        repeats = "attention" if plan.recompute == "selective" else "memory_bound"
+        again = tuple(operator for operator in operators if operator.category == repeats)
+        repeated = total(_operators_price(setting, again).forward)
     return PassPrice(price.forward, add(dict(price.backward), {"recompute": repeated}))
 
 
@@ -253,7 +288,7 @@ def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
     """(embedding, head): what the first and the last chunk do beside their layers."""
     stack, shard, frozen = setting.stack, setting.shard, setting.plan.trainable == "lora"
     embedding = _operators_price(setting, embedding_operators(setting.model, shard))
-    unfused = LOGIT_BYTES["unfused"] / stack.traffic_factor  # counted as it is moved, whatever the execution
+    unfused = LOGIT_BYTES["unfused"] / setting.traffic_factor  # counted as it is moved, whatever the execution
     logit_bytes = unfused if stack.cross_entropy == "unfused" else LOGIT_BYTES["fused"]
     head = _operators_price(setting, head_operators(setting.model, shard, logit_bytes), frozen)
-    return embedding, _with_host(setting, head, stack.host_head_s / 2.0)
+    return embedding, _with_host(setting, head, stack.host_head_s / 2.0 * setting.constants.host)

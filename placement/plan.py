@@ -40,7 +40,7 @@ class Plan:
     state_bytes: str | None = None  # a preset of placement.states.STATE_BYTES; None: the strategy's own
     shard_group: Number | None = None  # ranks that share one copy of the states in hybrid sharding; None: all
     micro_batch: Number = 1
-    recompute: str = "none"  # none | selective | full
+    recompute: str = "none"  # none | pointwise | selective | full
     precision: str = "bf16"  # of the linear layers (costmodel.kernels.PEAK_OF_PRECISION)
     trainable: str = "all"  # all | lora: adapters of `lora_rank` on the attention projections, the rest frozen
     lora_rank: int = 16

@@ -15,7 +15,7 @@ import numpy as np
 from costmodel import collectives, network
 from costmodel.operators import Number
 from placement import semantics
-from placement.passes import NCCL, Setting
+from placement.passes import Setting
 from placement.semantics import Collective, Communication, Phase
 from placement.states import Axis, Span, State
 from placement.units import Unit, chunk_units, merged
@@ -60,7 +60,7 @@ def _seconds(setting: Setting, one: Communication, ranks: semantics.Degrees, str
         Collective.REDUCE_SCATTER: collectives.reduce_scatter_s,
         Collective.ALL_REDUCE: collectives.all_reduce_s,
     }[one.collective]
-    return price(one.tensor_bytes, group, network.paths(cluster), NCCL)
+    return setting.collective_s(price, one.tensor_bytes, group)
 
 
 def _sum(parts: Iterable[Number]) -> Number:
@@ -125,7 +125,7 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
 def norm_reduction_s(setting: Setting) -> Number:
     """All-reduce of one number over every rank: the global gradient norm before the update."""
     group = network.group(setting.cluster, setting.plan.gpus, 1)
-    return collectives.all_reduce_s(4.0, group, network.paths(setting.cluster), NCCL)
+    return setting.collective_s(collectives.all_reduce_s, 4.0, group)
 
 
 @dataclass(frozen=True)

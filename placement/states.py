@@ -117,10 +117,10 @@ class StateBytes:
 
 
 STATE_BYTES: dict[str, StateBytes] = {
-    "mixed": StateBytes(2, 2, 12),  # ZeRO (arXiv 1910.02054), DeepSpeed: 16-bit P and G; fp32 master, m, v
+    "mixed": StateBytes(2, 2, 12),  # ZeRO (arXiv 1910.02054), DeepSpeed, Megatron --grad-reduce-in-bf16: 16-bit P, G
     "megatron": StateBytes(2, 4, 12),  # bf16 weights, fp32 main gradients: 18; ZeRO-1 6 + 12/N
-    "megatron-16-bit-reduction": StateBytes(2, 4, 12, reduced=2),  # --grad-reduce-in-bf16
     "torch-fsdp": StateBytes(4, 4, 8, gathered=2),  # fp32 shards are the master; bf16 copies; fp32 reduction
+    "torch-fsdp-16-bit": StateBytes(4, 4, 8, gathered=2, reduced=2),  # MixedPrecision(reduce_dtype=bf16)
     "fp32": StateBytes(4, 4, 8),  # Adam without a master copy
     "bf16": StateBytes(2, 2, 4),  # everything in 16 bits, no master copy
 }

@@ -47,7 +47,7 @@ def _unit_seconds(setting: Setting, unit: Unit, flows: UnitTraffic, direction: s
     seconds = add({}, unit.price.forward if forward else unit.price.backward)
     moved_s = flows.forward_gather_s if forward else flows.backward_gather_s + flows.backward_reduce_s
     beside = total(seconds) if "data" in setting.stack.overlap else 0.0
-    exposed, contention = overlapped(moved_s, beside, setting.pricer.profile.overlap_cost)
+    exposed, contention = overlapped(moved_s, beside, setting.constants.overlap_cost)
     return add(seconds, {"data_communication": exposed, "contention": contention})
 
 
@@ -63,7 +63,7 @@ def _once_s(setting: Setting, chunks: list[ChunkTraffic], forward_s: float, back
     exposed = first + max(gathers - first - forward_s, 0.0) + last + max(reductions - last - backward_s, 0.0)
     return {
         "data_communication": exposed,
-        "contention": setting.pricer.profile.overlap_cost * (gathers + reductions),
+        "contention": setting.constants.overlap_cost * (gathers + reductions),
     }
 
 

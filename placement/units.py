@@ -63,7 +63,9 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
     width = min(OPERAND_BYTES[setting.plan.precision], 2.0)
 
     def saved(recompute: str) -> Number:
-        return layer_bytes(model, layer, setting.shard, stack.execution, stack.attention, recompute, width)
+        return layer_bytes(
+            model, layer, setting.shard, stack.execution, stack.attention, recompute, width, stack.moe_dispatcher
+        )
 
     kept, whole = saved(setting.plan.recompute), saved("none")
     working = whole - kept if setting.plan.recompute != "none" else 0.0 * whole

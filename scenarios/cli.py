@@ -153,6 +153,25 @@ def accuracy(
         command.accuracy(files or [], by.value, html=html, markdown=markdown, as_json=json)
 
 
+@app.command()
+def reproduce(
+    systems: Annotated[list[str] | None, typer.Argument(help="Studied systems; none: all.",
+                                                        metavar="[SYSTEM...]")] = None,
+    claims: Annotated[str, typer.Option(help="A CSV with the columns of published/systems_training.csv; none: the "
+                                        "claims that ship with Whatif.", metavar="CSV")] = "",
+    html: Html = "",
+    markdown: Annotated[str, typer.Option("--markdown", help="Write the report as Markdown to this file.",
+                                          metavar="F")] = "",
+    json: Json = False,
+) -> None:
+    """Check claims of the studied systems against the simulator."""
+    from scenarios.commands import reproduce as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        command.reproduce(systems or [], claims, html=html, markdown=markdown, as_json=json)
+
+
 calibrate = typer.Typer(help="Kernel profiles from measurement.", no_args_is_help=True)
 app.add_typer(calibrate, name="calibrate")
 
@@ -177,6 +196,21 @@ def calibrate_fit(
 
     with reported():
         command.fit(kernels, profiles_raw, output, report_file, as_json=json)
+
+
+@calibrate.command("constants")
+def calibrate_constants(
+    files: Annotated[list[str], typer.Argument(help="Published runs, with the columns of training.csv.",
+                                               metavar="CSV...")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Where the constants go.", metavar="F.yaml")],
+    json: Json = False,
+) -> None:
+    """Fit the constants that only whole runs can tell; every family is also left out once."""
+    from scenarios.commands import calibrate as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        command.end_to_end(files, output, as_json=json)
 
 
 def main() -> None:

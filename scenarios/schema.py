@@ -142,10 +142,10 @@ class PlanBlock(Block):
     stage_layers: Annotated[Any, BeforeValidator(_stage_layers)] = "even"
     schedule: Annotated[str, named("schedules")] = "1f1b"
     sharding: Annotated[Any, BeforeValidator(_sharding)] = "zero-1"
-    state_bytes: Literal["mixed", "megatron", "megatron-16-bit-reduction", "torch-fsdp", "fp32", "bf16"] | None = None
+    state_bytes: Literal["mixed", "megatron", "torch-fsdp", "torch-fsdp-16-bit", "fp32", "bf16"] | None = None
     shard_group: Degree | None = None
     micro_batch: Degree = 1
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Literal["none", "pointwise", "selective", "full"] = "none"
     precision: Precision = "bf16"
     trainable: Literal["all", "lora"] = "all"
     lora_rank: Degree = 16
@@ -160,6 +160,7 @@ class StackBlock(Block):
     attention_backward: Literal["skips", "whole"] | None = None
     overlap: list[Literal["data", "tensor", "context", "expert", "pipeline"]] | None = None
     cross_entropy: Literal["fused", "unfused"] | None = None
+    moe_dispatcher: Literal["all-to-all", "flex"] | None = None
     cuda_graphs: Literal["none", "partial", "full"] | None = None
     host_layer: HostTime = None
     host_moe_layer: HostTime = None

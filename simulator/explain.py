@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from costmodel import parameters
+from costmodel import constants, parameters
 from costmodel.architecture import Model
 from costmodel.kernels import peak_flops_per_s
 from costmodel.operators import layer_operators
-from costmodel.stack import TRAFFIC_SOURCE
 from costmodel.units import show
 from placement import schedules
 from placement.memory import DEVICE_OVERHEAD_BYTES, DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE, workspace_bytes
@@ -117,17 +116,17 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
         ("stack.host",
          f"{stack.host_layer_s * 1e3:g} ms a dense layer and pass, {stack.host_moe_layer_s * 1e3:g} ms an MoE layer",
          "a pass takes at least as long as the host needs to launch it", stack.source or "the scenario"),
-        ("stack.execution", stack.execution, f"memory-bound operators move {stack.traffic_factor:g} times the "
-         "ideally fused bytes", TRAFFIC_SOURCE),
+        ("stack.execution", stack.execution, f"memory-bound operators move {setting.traffic_factor:g} times the "
+         "ideally fused bytes", constants.source()),
         ("stack.attention", stack.attention, "attention at this kernel's measured rate",
          profile.sources.get("attention", "")),
         ("stack.overlap", ", ".join(stack.overlap) or "nothing", "communication beside compute costs "
-         f"{profile.overlap_cost:.0%} of its length", profile.sources.get("overlap", "")),
+         f"{setting.constants.overlap_cost:.0%} of its length", constants.source()),
         ("kernels", profile.name, "share of peak that matrix products reach, before wave quantisation: "
          + ", ".join(f"{kind} {value:.0%}" for kind, value in profile.gemm_fraction.items()),
          profile.sources.get("gemm", "")),
-        ("kernels in a step", f"{profile.in_situ:g} x alone", "clock and neighbours slow kernels in a step",
-         profile.sources.get("in_situ", "")),
+        ("kernels in a step", f"{setting.pricer.in_situ:g} x alone", "clock and neighbours slow kernels in a step",
+         constants.source()),
         ("memory bandwidth", f"{profile.memory_fraction:.0%} of specification", "reached by memory-bound operators",
          profile.sources.get("memory", "")),
         ("plan.sharding", placement.name or "written out", "placement of the four training states",

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from costmodel import constants
 from costmodel.architecture import Model
+from costmodel.constants import Constants
 from costmodel.hardware import Cluster
 from placement.plan import Plan
 
@@ -31,3 +33,4 @@ class TrainingInputs:
     assumptions: tuple[Mapping[str, Any], ...] = ()  # {key, text, source}: the author's notes on plan choices
     seed: int = 0
     fidelity: str = "events"  # events | analytic
+    constants: Constants = field(default_factory=constants.default)

@@ -50,7 +50,7 @@ def setting_of(inputs: TrainingInputs) -> Setting:
     chosen: dict[str, Any] = {key: tuple(value) if key == "overlap" else value for key, value in inputs.stack.items()}
     name = chosen.pop("name", None)
     software = stack.named(name, **chosen) if name else stack.Stack(**chosen)
-    return Setting(inputs.model, inputs.plan, inputs.cluster, software, inputs.sequence)
+    return Setting(inputs.model, inputs.plan, inputs.cluster, software, inputs.sequence, inputs.constants)
 
 
 def play(inputs: TrainingInputs) -> Played:

@@ -105,7 +105,7 @@ class _Lowering:
             {name: self.build.stream(stage, name, weight) for name in ("compute", "data", "send F", "send B")}
             for stage in range(self.stages)
         ]
-        self.overlap_cost = setting.pricer.profile.overlap_cost if "data" in setting.stack.overlap else 0.0
+        self.overlap_cost = setting.constants.overlap_cost if "data" in setting.stack.overlap else 0.0
         self.priced: dict[tuple[int, str, float], tuple[int, float]] = {}  # unit, kind, beside -> profile, seconds
         self.hop_s = [self.send_s(stage) for stage in range(self.stages)]
         self.data = self.build.profile({"data_communication": 1.0})

@@ -44,9 +44,7 @@ def _left_out(row: Row) -> tuple[str, ...]:
     notes, found = row.text("notes"), list[str]()
     if row.text("offload") not in ("", "none"):
         found.append("offloaded activations")
-    if "mode=PURE" in notes:
-        found.append("16-bit gradient reduction")
-    if "dispatcher_backend" in notes or "moe-token-dispatcher-type" in notes:
+    if "moe-token-dispatcher-type" in notes and "alltoall" not in notes:
         found.append("MoE dispatcher")
     if "tokendrop" in notes:
         found.append("token dropping")

@@ -80,9 +80,18 @@ def recompute_of(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if text == "full" and "layer(s) per stage" in notes:
         return ("none", "full"), ("full recomputation of some layers of a stage",)
     if modules := re.search(r"recompute_modules=([\w+]+)", notes):
-        level = "selective" if "core_attn" in modules[1].split("+") else "none"
-        return (level,), ("recomputed modules beside the attention core",)
+        named = set(modules[1].split("+"))
+        if named <= {"layernorm", "moe_act", "mla_up_proj"}:
+            return ("pointwise",), ()
+        return ("selective" if "core_attn" in named else "pointwise",), ("recomputed modules beside the attention core",)
     return (text,), ()
+
+
+def state_bytes_of(row: Row, sharding: str, bundle: Bundle) -> str | None:
+    """The preset of bytes per parameter where it is not the strategy's own."""
+    if "mode=PURE" in row.text("notes") and sharding.startswith(("fsdp", "hsdp")):
+        return "torch-fsdp-16-bit"
+    return bundle.state_bytes if sharding in ("ddp", "zero-1", "zero-1-hybrid") else None
 
 
 def precisions_of(row: Row, accelerator: Accelerator, bundle: Bundle) -> tuple[str, ...]:
@@ -122,7 +131,8 @@ def plans_of(row: Row, model: Model, accelerator: Accelerator, domain: int, bund
         raise NotExpressible(f"column {'gpus' if gpus is None else 'global_batch'} is blank")
     sharding, group, rounded = sharding_of(row, bundle)
     levels, rounded_levels = recompute_of(row)
-    common: dict[str, Any] = {"sharding": sharding, "shard_group": group, "context_method": bundle.context_method}
+    common: dict[str, Any] = {"sharding": sharding, "shard_group": group, "context_method": bundle.context_method,
+                              "state_bytes": state_bytes_of(row, sharding, bundle)}
     if is_lora(row):
         common["trainable"] = "lora"
     found, blanks = list[Plan](), set[str]()

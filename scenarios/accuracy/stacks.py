@@ -24,6 +24,7 @@ class Bundle:
     sharding: str = "ddp"
     sequence_parallel: bool = False
     context_method: str = "ring"
+    state_bytes: str | None = None  # of the plan; None: the strategy's own
 
     @property
     def block(self) -> dict[str, Any]:
@@ -33,14 +34,15 @@ class Bundle:
 
 _BRIDGE = Bundle("megatron-bridge", "NVIDIA-NeMo/Megatron-Bridge performance recipes: Transformer Engine, "
                  "tp_comm_overlap, overlap_grad_reduce, overlap_param_gather", sharding="zero-1",
-                 sequence_parallel=True)
+                 sequence_parallel=True, state_bytes="mixed")  # grad_reduce_in_fp32=False
 _CORE = Bundle("megatron-core", "NVIDIA/Megatron-LM tests/functional_tests; no cross-entropy fusion asked for",
                {"cross_entropy": "unfused", "overlap": ("data",)})
 
 # framework, family -> bundle; the first pattern that matches "framework | family" counts
 BUNDLES: tuple[tuple[str, Bundle], ...] = (
     (r"llm-foundry", Bundle("llm-foundry", "mosaicml/llm-foundry scripts/train/benchmarking", sharding="fsdp")),
-    (r"internevo", Bundle("internevo", "InternLM/InternEvo doc/en/train_performance.md", sharding="zero-1")),
+    (r"internevo", Bundle("internevo", "InternLM/InternEvo doc/en/train_performance.md", sharding="zero-1",
+                           state_bytes="mixed")),
     (r"megatron-lm \+ deepspeed", Bundle("deepspeed", "arXiv 2104.04473, table 2", sharding="zero-3")),
     (r"megatron-deepspeed|megatron-(sc21|korthikanti)|korthikanti-memory",
      Bundle("megatron-lm-2022", "arXiv 2104.04473, section 4.2; 2205.05198; memory_notes.md B3")),
@@ -66,14 +68,18 @@ def bundle_of(row: Row) -> Bundle:
     return replace(found, choices={**found.choices, **_stated(row)})
 
 
-def _stated(row: Row) -> dict[str, str]:
+def _stated(row: Row) -> dict[str, Any]:
     """Stack choices that the row prints."""
-    notes, found = row.text("notes"), dict[str, str]()
+    notes, found = row.text("notes"), dict[str, Any]()
     unfused = "attention-backend=unfused" in notes or "transformer-impl=local" in notes
     if unfused or row.text("flash_attention") == "0":
         found["attention"] = "unfused"
+    if "dispatcher_backend=" in notes:
+        found["moe_dispatcher"] = "flex"
+    if "moe_a2a_overlap=True" in notes:
+        found["overlap"] = ("data", "pipeline", "tensor", "expert")
     if "full_iteration" in notes:
         found["cuda_graphs"] = "full"
-    elif "cuda_graph_scope=" in notes:
-        found["cuda_graphs"] = "partial"
+    elif re.search(r"cuda_graph_scope=[\w+]*attn", notes):
+        found["cuda_graphs"] = "partial"  # scopes without attention leave most launches
     return found

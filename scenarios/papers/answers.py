@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -44,7 +44,7 @@ class Answer:
     saving: what the system takes less than the baseline, where the simulated value starts from the printed baseline.
     closed_form: the numbers follow from counting alone, so that nothing but rounding may differ.
     open: what the row leaves open and a span goes over.
-    missing: which term the simulator lacks where the numbers do not come out.
+    missing: which term the simulator lacks where a figure does not come out: by its name, "" for any other.
     how: what was computed, with its assumptions.
     """
 
@@ -54,5 +54,5 @@ class Answer:
     saving: Span | None = None
     closed_form: bool = False
     open: str = ""
-    missing: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
     how: str = ""

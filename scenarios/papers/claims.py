@@ -24,7 +24,8 @@ _NUMBER = re.compile(r"(?P<sign>[+-]?)(?P<digits>\d+(?:\.(?P<decimals>\d+))?(?:[
                      r"(?=$|[\s%(;,:/+~–-]|[xXBPs×](?!\w))")
 _OPENS = re.compile(r"(?:~|≈|<=?|>=?|≤|≥|up to|about|over|at least|at most|\s)*", re.IGNORECASE)
 _ORDERS = re.compile(r"\b(one|two|three|four) orders? of magnitude", re.IGNORECASE)
-_WORDS = re.compile(r"out ?performs|match|comparable|faster|slower|better|worse|more|less|out of memory|OOM", re.IGNORECASE)
+_WORDS = re.compile(r"out ?performs|match|comparable|faster|slower|better|worse|more|less|out of memory|OOM",
+                    re.IGNORECASE)
 _LEAST = re.compile(r"\bover\b|or more|at least|>|≥|\d\+(?!\d)", re.IGNORECASE)
 _MOST = re.compile(r"\bmax\b|up to|at most|<|≤", re.IGNORECASE)
 

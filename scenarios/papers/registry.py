@@ -39,6 +39,17 @@ def canonical(system: str) -> str:
     return " ".join(re.sub(r"\(.*?\)", "", system).lower().split())
 
 
+def is_named(system: str, wanted: str) -> bool:
+    """Whether a system of a row is one that a person names: "internevo" means every row of InternEvo.
+
+    >>> is_named("InternEvo hybrid ZeRO", "internevo"), is_named("PaRO", "HO-Ring")
+    (True, False)
+    """
+    plain = [re.sub(r"[^a-z0-9]", "", text.lower()) for text in (wanted, canonical(system))]
+    adapter = re.sub(r"[^a-z0-9]", "", ADAPTERS.get(canonical(system), ""))
+    return bool(plain[0]) and (plain[1].startswith(plain[0]) or adapter == plain[0])
+
+
 def names() -> tuple[str, ...]:
     """Every system that has an adapter."""
     return tuple(ADAPTERS)

@@ -25,7 +25,7 @@ def degree(text: str, *names: str) -> int | None:
     (3, 2, 64)
     """
     for name in names:
-        if found := re.search(rf"(?<![A-Za-z]){name}(?![A-Za-z_])\s*[=:]?\s*(-?\d+)", text):
+        if found := re.search(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z_])\s*[=:]?\s*(-?\d+)", text):
             return int(found[1])
     return None
 

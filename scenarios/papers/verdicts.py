@@ -11,7 +11,7 @@ Tolerances:
     measured   a value within 10 %; a ratio within a quarter of its own logarithm, at least 2 %
     range      an interval is met where the simulated span touches it (ends widened by 10 %); an upper bound where
                at least half of its logarithm is reached and it is not exceeded by more than 10 % throughout
-    direction  same side of 1, and the logarithm within a factor of 10
+    direction  same side of 1, and the logarithm of the gain within a factor of 3
 A row that prints a system value, a baseline and a ratio makes three statements, and a fourth: that the ratio is the
 quotient of the two. A verdict holds for all of them. A span over what the row leaves open that is wider than a
 factor of 2 cannot check a measured value.
@@ -38,8 +38,9 @@ VALUE_TOLERANCE = 0.10
 RATIO_SHARE, RATIO_LEAST = 0.25, math.log(1.02)
 SIDE = math.log(1.005)  # a gain below half a per cent has no sign
 REACHED = 0.5  # share of the logarithm of an upper bound
-ORDER = 10.0
+ORDER = 3.0
 WIDEST = 2.0
+UNKNOWN_TERM = "not known; no term of the simulator explains the difference"
 _CLOSED = re.compile(r"\bderived\b|\bformula|closed form|\brecomputed\b|artifact|\b1/\d+\b|\bcounted\b")
 _SUMMARY = re.compile(r"abstract|TL;DR|author-page|citation|excerpt|headline", re.IGNORECASE)
 
@@ -101,10 +102,10 @@ def statements(claim: Claim, answer: Answer) -> tuple[Statement, ...]:
 def contradiction(claim: Claim) -> str:
     """What is wrong inside a row: a ratio that is no quotient of its own values, either way. "" where nothing is."""
     value, baseline, ratio = claim.value_figure, claim.baseline_figure, claim.ratio_figure
-    figures = (value, baseline, ratio)
-    if any(one is None or one.sort != POINT or one.high <= 0 for one in figures):
+    if value is None or baseline is None or ratio is None:
         return ""
-    assert value is not None and baseline is not None and ratio is not None
+    if any(one.sort != POINT or one.high <= 0 for one in (value, baseline, ratio)):
+        return ""
     quotient = value.high / baseline.high
     slack = 0.02 + sum(one.step / one.high / 2 for one in (value, baseline, ratio))
     if min(abs(math.log(ratio.high / quotient)), abs(math.log(ratio.high * quotient))) <= slack:
@@ -124,7 +125,16 @@ def judge(claim: Claim, answer: Answer) -> Verdict:
     if told := contradiction(claim):
         return Verdict(kind, NOT_REPRODUCED, told, found)
     verdict = {EXACT: _exact, MEASURED: _measured, RANGE: _range, DIRECTION: _direction}[kind](found)
-    return Verdict(kind, verdict, _reason(verdict, found, answer), found)
+    off = [one for one in found if not _comes_out(kind, one)] or list(found)
+    return Verdict(kind, verdict, _reason(verdict, off, answer), found)
+
+
+def _comes_out(kind: str, one: Statement) -> bool:
+    if kind == EXACT:
+        return _equal(one)
+    if not one.simulated.is_point:
+        return _touches(one)
+    return _ratio_close(one) if one.name == "ratio" else _close(one)
 
 
 def _exact(found: Sequence[Statement]) -> str:
@@ -163,13 +173,18 @@ def _close(one: Statement) -> bool:
     return abs(one.simulated.high / one.claimed.high - 1) <= VALUE_TOLERANCE if one.claimed.high else False
 
 
+def _log(ratio: float) -> float:
+    """The logarithm; far below every other where there is none, so that it never comes out."""
+    return math.log(max(ratio, 1e-300))
+
+
 def _ratio_close(one: Statement) -> bool:
-    claimed, simulated = math.log(one.claimed.high), math.log(one.simulated.high)
+    claimed, simulated = _log(one.claimed.high), _log(one.simulated.high)
     return abs(simulated - claimed) <= max(RATIO_LEAST, RATIO_SHARE * abs(claimed))
 
 
 def _same_side(one: Statement) -> bool:
-    claimed, simulated = math.log(one.claimed.high), math.log(one.simulated.high)
+    claimed, simulated = _log(one.claimed.high), _log(one.simulated.high)
     return claimed * simulated > 0 and abs(claimed) > SIDE and abs(simulated) > SIDE
 
 
@@ -184,7 +199,7 @@ def _range_of(one: Statement) -> str:
     if one.name != "ratio" or claimed.sort in (POINT, ABOUT):
         bounded = {AT_MOST: span.high <= claimed.high * 1.1, AT_LEAST: span.low >= claimed.low * 0.9}
         return IN_RANGE if bounded.get(claimed.sort, _touches(one)) else NOT_REPRODUCED
-    gain, top = math.log(max(span.high, 1e-9)), math.log(claimed.high)
+    gain, top = _log(span.high), _log(claimed.high)
     if gain * top <= 0 or abs(gain) <= SIDE:
         return NOT_REPRODUCED
     if claimed.sort == INTERVAL:
@@ -202,22 +217,22 @@ def _direction(found: Sequence[Statement]) -> str:
 
 
 def _same_order(one: Statement) -> bool:
-    claimed = math.log(one.claimed.high)
-    gains = [math.log(end) for end in (one.simulated.low, one.simulated.high) if end > 0]
-    signed = bool(gains) and all(gain * claimed > 0 and abs(gain) > SIDE for gain in gains)
+    claimed = _log(one.claimed.high)
+    gains = [_log(one.simulated.low), _log(one.simulated.high)]
+    signed = all(gain * claimed > 0 and abs(gain) > SIDE for gain in gains)
     return signed and min(gains, key=abs) / claimed <= ORDER and max(gains, key=abs) / claimed >= 1 / ORDER
 
 
-def _reason(verdict: str, found: Sequence[Statement], answer: Answer) -> str:
-    """What was computed, what does not come out and the term that is missing."""
+def _reason(verdict: str, off: Sequence[Statement], answer: Answer) -> str:
+    """What was computed, the figures that do not come out, and the terms that are missing for them."""
     parts = [answer.how] if answer.how else []
     if verdict in (DIRECTION_ONLY, NOT_REPRODUCED):
-        off = [f"{one.name} {_text(one.simulated.plain)} against {_text(one.claimed.plain)}" for one in found]
-        parts.append("simulated " + ", ".join(off))
-        parts.append("missing: " + (answer.missing or "unknown; no term of the simulator explains the difference"))
+        parts.append("simulated " + ", ".join(
+            f"{one.name} {_text(one.simulated.plain)} against {_text(one.claimed.plain)}" for one in off))
+        terms = dict.fromkeys(answer.missing.get(one.name, answer.missing.get("", UNKNOWN_TERM)) for one in off)
+        parts.append("missing: " + "; ".join(terms))
     if answer.open:
-        unknown = verdict == NOT_CHECKABLE
-        parts.append(("unknown: " if unknown else "over what the row leaves open: ") + answer.open)
+        parts.append(("unknown: " if verdict == NOT_CHECKABLE else "over what the row leaves open: ") + answer.open)
     return "; ".join(parts)
 
 

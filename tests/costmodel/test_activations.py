@@ -12,23 +12,22 @@ from costmodel.operators import Shard
 def gpt(hidden=12288, heads=96, vocabulary=51200, layers=96):
     attention = Attention("gqa", heads, heads, hidden // heads, hidden // heads)
     layer = Layer(attention, FeedForward(4 * hidden, gated=False))
-    return Model("gpt", hidden, vocabulary, (layer,) * layers, True, norm="layer", dropout=True)
+    return Model("gpt", hidden, vocabulary, (layer,) * layers, True, norm="layer", positions=2048, dropout=True)
 
 
 @pytest.mark.parametrize("tensor", [1, 8])
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_gpt_layer_keeps_34_sbh(tensor, sequence_parallel):
     """34 sbh + 5 a s^2 b in all; equation 2 (tensor parallel) 10 + 24/t + 5as/ht; equation 4 (with sequence
-    parallelism) everything over t. Rotary is the one tensor GPT does not have: learned positions."""
+    parallelism) everything over t."""
     model = gpt()
     s, b, h, a = 2048, 4, 12288, 96
     shard = Shard(b, s, tensor, sequence_parallel)
-    rotated = 4 * s * b * h / tensor  # rotary's new queries and keys, which GPT-3 does not have
     statistics = 4 * a * s * b / tensor  # flash attention's row statistics, not in the paper
-    found = layer_bytes(model, model.layers[0], shard, "fused", "flash-2") - rotated - statistics
+    found = layer_bytes(model, model.layers[0], shard, "fused", "flash-2") - statistics
     outside = 10 / (tensor if sequence_parallel else 1)
     assert found == pytest.approx(s * b * h * (outside + 24 / tensor), rel=1e-12)
-    unfused = layer_bytes(model, model.layers[0], shard, "fused", "unfused") - rotated
+    unfused = layer_bytes(model, model.layers[0], shard, "fused", "unfused")
     assert unfused == pytest.approx(s * b * h * (outside + 24 / tensor + 5 * a * s / (h * tensor)), rel=1e-12)
 
 

@@ -48,4 +48,4 @@ def answer(claim: Claim) -> Answer:
     left = [text for text, known in (("the number of groups", len(counts) == 1),
                                      ("the bandwidths inside and between groups", len(rates) > 1)) if not known]
     return Answer(ratio=ratio, open=" and ".join(left), how="flat ring against two concurrent rings, volumes only",
-                  missing="latencies and the cards of a node, which the source does not state")
+                  missing={"": "latencies and the cards of a node, which the source does not state"})

@@ -23,13 +23,13 @@ SHAPES = {7: (32, 4096), 13: (40, 5120), 30: (48, 7168), 65: (80, 8192)}  # bill
 def answer(claim: Claim) -> Answer:
     metric = claim.metric.lower()
     if "skeletal" not in metric:
-        raise NotMapped(f"{claim.metric}: activations swapped to host memory by tokens and planned against "
-                        "fragmentation (the memory hierarchy)")
+        raise NotMapped("the memory hierarchy: activations swapped to host memory by tokens, planned against "
+                        "fragmentation")
     total = sum(SKELETAL.values())
     if "share" in metric:
         name = next((name for name in SKELETAL if name in metric), None)
         if name is None:
-            raise NotMapped(f"{claim.metric}: not a tensor of the paper's list ({', '.join(SKELETAL)})")
+            raise NotMapped(f"for {claim.metric!r} a tensor of the paper's list ({', '.join(SKELETAL)})")
         share = Span.of(100.0 * SKELETAL[name] / total)
         return Answer(share, ratio=Span.of(share.high / 100), closed_form=True,
                       how=f"{SKELETAL[name]} of {total} b s h elements")

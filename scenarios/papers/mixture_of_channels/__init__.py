@@ -32,7 +32,7 @@ def saving_bytes(shape: tuple[int, int, int], batch: int, sequence: int, recompu
 
 def answer(claim: Claim) -> Answer:
     if "memory" not in claim.metric:
-        raise NotMapped(f"{claim.metric}: needs the cost of choosing channels and of sparse feed-forward products"
+        raise NotMapped("the cost of choosing channels and of sparse feed-forward products"
                         + (" in a serving step" if "decode" in claim.setting else ""))
     shape = PRESETS.get(settings.parameters(claim.setting) or 0.0)
     batch, dense = settings.degree(claim.setting, "batch"), claim.baseline_figure

@@ -90,7 +90,7 @@ def answer(claim: Claim) -> Answer:
         raise NotMapped(f"baseline {claim.baseline_name!r} is no triple of replicated, group and global states")
     size, count = settings.parameters(claim.setting), settings.gpus(claim.setting)
     rates, batches = settings.bandwidths_bytes_per_s(claim.setting), settings.degree(claim.setting, "a")
-    models = ("llama-2-7b", "llama-65b")
+    models: tuple[str, ...] = ("llama-2-7b", "llama-65b")
     if size is not None:
         if round(size / 1e9) not in MODELS:
             raise NotMapped(f"a {size / 1e9:g}B LLaMA")
@@ -102,4 +102,4 @@ def answer(claim: Claim) -> Answer:
     left = [text for text, known in (("model", size), ("GPUs", count), ("links", rates), ("accumulation", batches))
             if not known]
     return Answer(ratio=Span.of(found), open=", ".join(left), how=f"best of {len(triples())} triples over {baseline}",
-                  missing="kernels and overlap of PaRO's own implementation")
+                  missing={"": "kernels and overlap of PaRO's own implementation"})

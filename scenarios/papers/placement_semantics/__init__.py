@@ -66,8 +66,8 @@ def state_bytes(text: str) -> StateBytes:
 def degrees(text: str) -> dict[Axis, int]:
     """The degrees that a setting states, by axis. `N` (N_d, DP, GPUs) is the data-parallel group."""
     found = {
-        Axis.TENSOR: settings.degree(text, "TP", "tp", "t"),
-        Axis.PIPELINE: settings.degree(text, "PP", "pp", "p"),
+        Axis.TENSOR: settings.degree(text, "TP", "tp", "t", "tensor"),
+        Axis.PIPELINE: settings.degree(text, "PP", "pp", "p", "pipeline"),
         Axis.SHARD: settings.degree(text, "g", "group"),
     }
     data = settings.degree(text, "N_d", "N", "DP", "dp", "Nd") or settings.gpus(text)
@@ -122,7 +122,9 @@ def answer(claim: Claim) -> Answer:
     if baseline is None:
         raise NotMapped(f"baseline {claim.baseline_name!r} names no known placement strategy")
     if re.search(r"communication|volume|traffic", text, re.IGNORECASE):
-        return _volume(system or baseline, baseline, bytes_, degrees(claim.setting))
+        if system is None:
+            raise NotMapped("a data-parallel strategy in the setting: other volumes are no multiples of P")
+        return _volume(system, baseline, bytes_, degrees(claim.setting))
     if re.search(r"fewest|smallest|minimum|needed|devices to fit", claim.metric, re.IGNORECASE):
         return _fewest(claim, system or baseline, bytes_)
     if re.search(r"memory|bytes|state", claim.metric, re.IGNORECASE):
@@ -138,7 +140,7 @@ def _volume(system: str, baseline: str, bytes_: StateBytes, found: dict[Axis, in
 
 def _memory(claim: Claim, system: str | None, baseline: str, bytes_: StateBytes) -> Answer:
     found, noted = degrees(claim.setting), ""
-    if Axis.DATA not in found and re.search(r"(single|one) device", f"{claim.setting} {claim.baseline_name}"):
+    if Axis.DATA not in found and re.search(r"(single|one) (device|GPU)", claim.setting):
         found[Axis.DATA] = 1
     if Axis.DATA not in found and Axis.DATA in (stated := degrees(claim.source_locator)):
         found[Axis.DATA], noted = stated[Axis.DATA], " (N as the row's locator states it; other N give other figures)"
@@ -151,13 +153,19 @@ def _memory(claim: Claim, system: str | None, baseline: str, bytes_: StateBytes)
     unit = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20}.get(claim.unit, 1.0)
     whole = (size or 1.0) if "param" not in claim.unit else 1.0
     ours = model_state_bytes(system or baseline, whole, bytes_, found) / unit
-    theirs = model_state_bytes(baseline, whole, bytes_, {**found, Axis.SHARD: found.get(Axis.SHARD, 1)}) / unit
+    theirs = model_state_bytes(baseline, whole, bytes_, _of_baseline(claim.baseline_name, found)) / unit
     ratio = Span.of(theirs / ours)
     ranks = found.get(Axis.DATA, 1)
     how = f"{system or baseline} at N = {ranks}{noted} holds 1/{theirs / ours:.4g} of {baseline}"
     if reduction:
         return Answer(ratio, None, ratio, closed_form=True, how=how)
     return Answer(Span.of(ours), Span.of(theirs), ratio, closed_form=True, how=how)
+
+
+def _of_baseline(name: str, found: dict[Axis, int]) -> dict[Axis, int]:
+    """The mesh of the baseline: it splits the weights only where its name says so."""
+    split = re.search(r"\b(TP|PP)\b|tensor|pipeline", name)
+    return found if split else {axis: n for axis, n in found.items() if axis not in (Axis.TENSOR, Axis.PIPELINE)}
 
 
 def _fewest(claim: Claim, system: str, bytes_: StateBytes) -> Answer:

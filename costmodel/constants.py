@@ -1,0 +1,78 @@
+"""The few constants that only whole runs can tell: what a kernel or a collective takes longer inside a step.
+
+One set for every model, plan and family, kept in `calibration/constants.yaml` with how it was made; refitted by
+`whatif calibrate fit --end-to-end`. A user's own measured run may move them within their physical range
+(`RANGES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+FILE = Path(__file__).parent / "calibration" / "constants.yaml"
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Factors of 1 would mean: as measured alone.
+
+    ampere, hopper, blackwell, other: time of a kernel inside a step over its time alone, by generation (clock,
+    power, neighbours). communication: the same for collectives (rank skew, shared links). overlap_cost: compute
+    seconds added per second of communication beside it. eager_traffic: bytes moved by eager pointwise operators
+    over the ideally fused count. host: host times over those of the stack's bundle.
+    """
+
+    ampere: float
+    hopper: float
+    blackwell: float
+    other: float
+    communication: float
+    overlap_cost: float
+    eager_traffic: float
+    host: float
+
+    def in_situ(self, generation: str) -> float:
+        return float(getattr(self, generation, self.other)) if generation in GENERATIONS else self.other
+
+    def traffic(self, execution: str) -> float:
+        """Bytes of memory-bound operators over the ideally fused count (accuracy_notes, decision 2)."""
+        return self.eager_traffic if execution == "eager" else 1.0
+
+
+GENERATIONS = ("ampere", "hopper", "blackwell")
+
+# What the physics allows: a kernel is not faster beside others than alone, and clocks do not fall by half.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "ampere": (1.0, 1.5),
+    "hopper": (1.0, 1.5),
+    "blackwell": (1.0, 1.6),
+    "other": (1.0, 1.6),
+    "communication": (1.0, 2.5),
+    "overlap_cost": (0.0, 1.0),
+    "eager_traffic": (1.0, 6.0),
+    "host": (0.3, 3.0),
+}
+
+
+@cache
+def _file() -> Mapping[str, Any]:
+    raw: Mapping[str, Any] = YAML(typ="safe", pure=True).load(FILE.read_text(encoding="utf-8"))
+    return raw
+
+
+@cache
+def default() -> Constants:
+    """The constants that ship."""
+    values = _file()["values"]
+    return Constants(**{field.name: float(values[field.name]) for field in fields(Constants)})
+
+
+def source() -> str:
+    """How the shipped constants were made."""
+    return str(_file()["source"])
