@@ -76,3 +76,9 @@ def default() -> Constants:
 def source() -> str:
     """How the shipped constants were made."""
     return str(_file()["source"])
+
+
+def fit_errors() -> Mapping[str, Mapping[str, float]]:
+    """Family of published runs -> mean absolute error in_sample, and left_out (fitted on the other families)."""
+    errors: Mapping[str, Mapping[str, float]] = _file().get("errors", {})
+    return errors

@@ -180,13 +180,15 @@ class Pricer:
         return flops / rate * self.in_situ
 
     def _unfused_attention_s(self, operator: Operator, direction: str) -> Number:
-        """Score products over the whole square, no causal skip, four of them backward; or the traffic of the
-        scores through softmax, mask and dropout: 9 bytes a score forward, 11 backward (memory_notes B3)."""
-        products, bytes_per_score = (1.0, 9.0) if direction == "forward" else (2.0, 11.0)
+        """Score products over the whole square without causal skip (two forward, four backward), each at least
+        as long as moving its 2-byte scores, and the traffic of softmax, mask and dropout between them: 9 bytes a
+        score forward, 11 backward (memory_notes B3)."""
+        products, bytes_per_score = (2.0, 9.0) if direction == "forward" else (4.0, 11.0)
         rate = peak_flops_per_s(self.accelerator, "bf16") * self.profile.gemm_fraction["bf16"]
         scores = operator.forward_flops / (2.0 * operator.head_dim)  # 2 x causal pairs: the whole square
-        compute = 2.0 * products * operator.forward_flops / rate
-        return np.maximum(compute, self.memory_s(scores * bytes_per_score)) * self.in_situ
+        compute = operator.forward_flops / rate  # one product over the whole square
+        product = np.maximum(compute, self.memory_s(2.0 * scores))
+        return (products * product + self.memory_s(scores * bytes_per_score)) * self.in_situ
 
     def forward_s(self, operator: Operator) -> dict[str, Number]:
         """Seconds of the forward pass by breakdown category."""

@@ -33,6 +33,7 @@ class LoadedScenario:
     file: str
     path: Path
     variant: str | None = None
+    measured: tuple[LoadedScenario, ...] = ()  # the runs of its `calibration` block
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), name: str | None = Non
     Raises ScenarioError with every problem found.
     """
     file = str(path) if name is None else name
-    document = read_document(Path(path), file)
+    written = document = read_document(Path(path), file)
     problems: list[Problem] = []
     for override in overrides:
         try:
@@ -66,7 +67,27 @@ def load(path: str | Path, overrides: Sequence[str] = (), name: str | None = Non
             problems += error.problems
     if problems:
         raise ScenarioError(problems)
-    return _checked(document, file, Path(path))
+    base = _checked(document, file, Path(path))
+    return replace(base, measured=_measured(base, written))
+
+
+def _measured(base: LoadedScenario, written: Document) -> tuple[LoadedScenario, ...]:
+    """The run of each `calibration` row: the file as written, whatever the command line overrides, with `set`.
+
+    Raises ScenarioError with the problems of all rows.
+    """
+    found: list[LoadedScenario] = []
+    problems: list[Problem] = []
+    for index, row in enumerate(base.scenario.calibration):
+        path: KeyPath = ("calibration", index, "set")
+        try:
+            document = _varied(written, path, row.set).without("what_if", "published", "calibration")
+            found.append(_checked(document, base.file, base.path))
+        except ScenarioError as error:
+            problems += [_in_set(written, path, f"calibration[{index}]", p) for p in error.problems]
+    if problems:
+        raise ScenarioError(problems)
+    return tuple(found)
 
 
 def variants(loaded: LoadedScenario) -> list[LoadedScenario]:
@@ -78,12 +99,13 @@ def variants(loaded: LoadedScenario) -> list[LoadedScenario]:
     found: list[LoadedScenario] = []
     problems: list[Problem] = []
     for index, entry in enumerate(loaded.scenario.what_if):
+        path: KeyPath = ("what_if", index, "set")
         try:
-            document = _varied(loaded.document, index, entry.set)
-            varied = _checked(document.without("what_if", "published"), loaded.file, loaded.path)
+            document = _varied(loaded.document, path, entry.set).without("what_if", "published", "calibration")
+            varied = _checked(document, loaded.file, loaded.path)
             found.append(replace(varied, variant=entry.name))
         except ScenarioError as error:
-            problems += [_in_variant(loaded.document, index, entry.name, p) for p in error.problems]
+            problems += [_in_set(loaded.document, path, f"what_if '{entry.name}'", p) for p in error.problems]
     names = [entry.name for entry in loaded.scenario.what_if]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -94,14 +116,13 @@ def variants(loaded: LoadedScenario) -> list[LoadedScenario]:
     return found
 
 
-def _in_variant(document: Document, index: int, name: str, problem: Problem) -> Problem:
-    """The problem placed in the variant's `set`: the base case is sound, so what stands there caused it."""
-    path: KeyPath = ("what_if", index, "set")
+def _in_set(document: Document, path: KeyPath, name: str, problem: Problem) -> Problem:
+    """The problem placed in the `set` at `path`: the base case is sound, so what stands there caused it."""
     written = (*document.places.items(), *document.keys.items())
     place = Place(problem.file, problem.line, problem.column)
     if place not in {at for key, at in written if key[:3] == path}:
         place = document.place(path)
-    return Problem.at(place, f"what_if '{name}': {problem.message}")
+    return Problem.at(place, f"{name}: {problem.message}")
 
 
 def _overridden(document: Document, override: str) -> Document:
@@ -110,14 +131,17 @@ def _overridden(document: Document, override: str) -> Document:
     place = Place(f"--set {override}")
     if not equals or not _KEY.fullmatch(key):
         raise ScenarioError.at(place, "write it as key=value, such as plan.tensor=8")
+    if key.split(".")[0] == "calibration":
+        raise ScenarioError.at(place, "calibration is of the scenario as written; measured runs stand in its file")
     return document.replaced(tuple(key.split(".")), parse_value(text, place.file), place)
 
 
-def _varied(document: Document, index: int, settings: dict[str, Any]) -> Document:
+def _varied(document: Document, at: KeyPath, settings: dict[str, Any]) -> Document:
+    """The document with the dotted keys of the `set` at the path `at` replaced."""
     problems: list[Problem] = []
     varied = document
     for key, value in settings.items():
-        path: KeyPath = ("what_if", index, "set", key)
+        path: KeyPath = (*at, key)
         if not _KEY.fullmatch(key) or key.split(".")[0] not in _SETTABLE:
             hint = nearest(key.split(".")[0], _SETTABLE)
             problems.append(Problem.at(document.key_place(path), f"cannot set {shown(key)[5:]}; {hint}"))
@@ -173,7 +197,7 @@ def _nulls(document: Document, value: Any, path: KeyPath) -> Iterator[Problem]:
         problem = _problem(document, path, "has no value; give one or leave the key out")
         place = document.key_place(path)  # an empty value is read where the next line begins
         yield replace(problem, line=place.line, column=place.column)
-    elif path != ("model", "set") and not (path[:1] == ("what_if",) and path[2:] == ("set",)):
+    elif path != ("model", "set") and not (path[:1] in (("what_if",), ("calibration",)) and path[2:] == ("set",)):
         for key, inner in entries(value):
             yield from _nulls(document, inner, (*path, key))
 
@@ -252,4 +276,5 @@ _EXPECTED = {
     "string_too_short": "text of at least {min_length} character",
     "string_too_long": "text of at most {max_length} characters",
     "too_short": "at least {min_length} entry",
+    "too_long": "a list of at most {max_length} entries",
 }

@@ -197,6 +197,12 @@ class PublishedValue(Block):
         return {**data, "value": number}
 
 
+class MeasuredRun(PublishedValue):
+    """A run of the user's own: the scenario as written, or with `set` applied to it."""
+
+    set: dict[str, Any] = {}
+
+
 class AuthorNote(Block):
     """Why a key that was not published has the value it has."""
 
@@ -224,6 +230,7 @@ class Scenario(Block):
     stack: StackBlock = StackBlock()
     published: list[PublishedValue] = []
     assumptions: list[AuthorNote] = []
+    calibration: Annotated[list[MeasuredRun], Field(max_length=20)] = []
     what_if: list[WhatIf] = []
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

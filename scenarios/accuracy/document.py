@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from costmodel import constants
 from scenarios.accuracy import score
 from scenarios.accuracy.predict import Outcome
 from scenarios.accuracy.score import SPEED, Scored
@@ -18,6 +19,8 @@ def document(files: Sequence[str], outcomes: Sequence[Outcome], problems: Sequen
     scored = [one for outcome in outcomes for one in score.score(outcome)]
     speed = [one for one in scored if one.metric == SPEED and one.exception is None]
     families = score.grouped(speed, "family")
+    for name, of in families.items():
+        of["left_out"] = constants.fit_errors().get(name, {}).get("left_out")
     return {
         "files": list(files),
         "rows": len(outcomes) + _bad_rows(problems),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from costmodel.architecture import Model
+from costmodel.stack import MOE_DISPATCHERS
 from scenarios.accuracy.clusters import cluster_of
 from scenarios.accuracy.models import NotExpressible, model_of
 from scenarios.accuracy.plans import plans_of
@@ -31,12 +34,23 @@ def import_row(row: Row) -> Imported:
     model, cluster, bundle = model_of(row), cluster_of(row), bundle_of(row)
     plans = plans_of(row, model, cluster.accelerator, cluster.node.scale_up_domain, bundle)
     batch = row.integer("global_batch") or 0
+    blocks = _stacks(row, model, bundle)
     alternatives = tuple(
-        TrainingInputs(row.id, "", row.place.file, {}, model, cluster, plan, sequence, batch, stack=bundle.block,
+        TrainingInputs(row.id, "", row.place.file, {}, model, cluster, plan, sequence, batch, stack=block,
                        fidelity="analytic")
-        for plan in plans.alternatives
+        for plan in plans.alternatives for block in blocks
     )
-    return Imported(row, alternatives, bundle, plans.blanks, (*plans.approximated, *_left_out(row)))
+    blanks = (*plans.blanks, *(("dispatcher",) if len(blocks) > 1 else ()))
+    return Imported(row, alternatives, bundle, blanks, (*plans.approximated, *_left_out(row)))
+
+
+def _stacks(row: Row, model: Model, bundle: Bundle) -> tuple[dict[str, Any], ...]:
+    """The stack block; one per dispatcher where a recipe of Megatron-Bridge with experts was not matched."""
+    experts = any(layer.feed_forward.experts for layer in set(model.layers))
+    unknown = bundle.stack == "megatron-bridge" and "recipe match" not in row.text("notes")
+    if not (experts and unknown) or "moe_dispatcher" in bundle.choices:
+        return (bundle.block,)
+    return tuple({**bundle.block, "moe_dispatcher": name} for name in MOE_DISPATCHERS)
 
 
 def _left_out(row: Row) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ STYLES: tuple[tuple[str, Style], ...] = (
     (r"gpt-[\d.]+b$", _GPT),
     (r"gpt3_7b_tp1_pp4", replace(_LLAMA, source="the parameters printed with the case")),
     (r"gpt3_", replace(_GPT, dropout=True, learned_positions=False,
-                       source="Megatron-LM functional tests; rotary: the printed parameters leave no room for positions")),
+                       source="Megatron-LM functional tests; rotary: the printed parameters hold no positions")),
     (r"gpt|mt-nlg", replace(_GPT, dropout=True)),
     (r"internlm", replace(_LLAMA, attention_bias=True, source="internlm/internlm-7b config.json")),
     (r"qwen3", replace(_LLAMA, query_key_norm="per_head", source="Qwen3 (arXiv 2505.09388)")),

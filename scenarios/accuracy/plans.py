@@ -70,11 +70,12 @@ def sharding_of(row: Row, bundle: Bundle) -> tuple[str, int | None, tuple[str, .
     raise NotExpressible(f"zero_or_fsdp {row.text('zero_or_fsdp')!r} names no known strategy")
 
 
-def recompute_of(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(levels, what is approximated). Blank: every level."""
+def recompute_of(row: Row, bundle: Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(levels, what is approximated). Blank: every level that the framework's recipes use."""
     text, notes = row.text("recompute"), row.text("notes")
     if not text:
-        return ("none", "selective", "full"), ()
+        light = ("pointwise",) if bundle.stack == "megatron-bridge" else ()
+        return ("none", *light, "selective", "full"), ()
     if text not in ("none", "selective", "full"):
         raise NotExpressible(f"recompute {text!r} is not none, selective or full")
     if text == "full" and "layer(s) per stage" in notes:
@@ -83,7 +84,8 @@ def recompute_of(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
         named = set(modules[1].split("+"))
         if named <= {"layernorm", "moe_act", "mla_up_proj"}:
             return ("pointwise",), ()
-        return ("selective" if "core_attn" in named else "pointwise",), ("recomputed modules beside the attention core",)
+        level = "selective" if "core_attn" in named else "pointwise"
+        return (level,), ("recomputed modules beside the attention core",)
     return (text,), ()
 
 
@@ -130,7 +132,7 @@ def plans_of(row: Row, model: Model, accelerator: Accelerator, domain: int, bund
     if gpus is None or batch is None:
         raise NotExpressible(f"column {'gpus' if gpus is None else 'global_batch'} is blank")
     sharding, group, rounded = sharding_of(row, bundle)
-    levels, rounded_levels = recompute_of(row)
+    levels, rounded_levels = recompute_of(row, bundle)
     common: dict[str, Any] = {"sharding": sharding, "shard_group": group, "context_method": bundle.context_method,
                               "state_bytes": state_bytes_of(row, sharding, bundle)}
     if is_lora(row):

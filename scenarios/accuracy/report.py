@@ -10,7 +10,7 @@ from rich.table import Table
 
 Document = Mapping[str, Any]
 CONVENTION = "error = predicted / measured - 1 of tokens per second (of bytes for memory); bias > 0: predicted too high"
-HEAD = ("", "rows", "units", "MAPE", "median", "p90", "bias", "tau", "specified", "range width", "hit")
+HEAD = ("", "rows", "units", "MAPE", "median", "p90", "bias", "tau", "specified", "left out", "range width", "hit")
 
 
 def percent(value: float | None, sign: bool = False) -> str:
@@ -31,7 +31,7 @@ def group_rows(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]
     return [
         (name, str(of["rows"]), str(of["units"]), percent(of["mape"]), percent(of["median_ape"]),
          percent(of["p90_ape"]), percent(of["bias"], sign=True), _tau(of["kendall_tau"]),
-         percent(of["specified"]["mape"]), percent(of["ranges"]["width"]), percent(of["ranges"]["hit_rate"]))
+         percent(of["specified"]["mape"]), percent(of.get("left_out")), percent(of["ranges"]["width"]), percent(of["ranges"]["hit_rate"]))
         for name, of in groups.items()
     ]
 
@@ -154,7 +154,8 @@ def markdown(document: Document, by: str) -> str:
         "median of its range; `range width` is (highest - lowest) / median of those rows, `hit` the share of them "
         "whose measured value lies inside. `units`: vTrain counts as its cells of hidden width, tensor degree and "
         "micro-batch. `specified`: MAPE of the rows that state degrees, micro-batch, batch, sequence, recompute and "
-        "precision.",
+        "precision; `left out`: the same with the constants of whole runs fitted on the other families "
+        "(costmodel/calibration/constants.yaml).",
         _pipes((by, *HEAD[1:]), time_rows(document, by)),
     ]
     if rows := memory_rows(document):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from costmodel.constants import Constants
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
 from scenarios import names
 from scenarios.build import training_inputs
+from scenarios.calibration import calibration
 from scenarios.commands.output import (
     SCHEMA_VERSION,
     cannot_write,
@@ -60,12 +63,16 @@ def predict_prepared(
 ) -> dict[str, Any]:
     """The whole document of a scenario with its variants, in plain values. Raises ScenarioError."""
     began = time.perf_counter()
-    document = _predicted(base, fidelity, seed)
+    calibrated = calibration(base, fidelity)
+    constants = calibrated.constants if calibrated else None
+    document = _predicted(base, fidelity, seed, constants)
+    if calibrated:
+        document["calibration"] = plain_values(calibrated.document)
     rows = []
     for index, variant in enumerate(varied):
         if time.perf_counter() - began > SLOW_S:
             print(f"{base.file}: variant {index + 1} of {len(varied)}: {variant.variant}", file=sys.stderr)
-        rows.append(variant_row(document, _predicted(variant, fidelity, seed), base, index))
+        rows.append(variant_row(document, _predicted(variant, fidelity, seed, constants), base, index))
     return {
         "schema_version": SCHEMA_VERSION,
         "tool_version": tool_version(),
@@ -102,9 +109,14 @@ def _change(base: Any, other: Any) -> float | None:
     return float(other / base - 1) if numbers and base else None
 
 
-def _predicted(loaded: LoadedScenario, fidelity: str, seed: int | None) -> dict[str, Any]:
+def _predicted(
+    loaded: LoadedScenario, fidelity: str, seed: int | None, constants: Constants | None
+) -> dict[str, Any]:
+    """The document of one case, by the shipped constants where none are given."""
+    inputs = training_inputs(loaded, fidelity, seed)
+    inputs = replace(inputs, constants=constants) if constants else inputs
     try:
-        document: dict[str, Any] = plain_values(predict.predict_training(training_inputs(loaded, fidelity, seed)))
+        document: dict[str, Any] = plain_values(predict.predict_training(inputs))
         return document
     except (PlanError, ScheduleError) as error:
         raise ScenarioError([Problem.at(loaded.document.key_place(("plan",)), f"plan: {error}")]) from None
