@@ -23,15 +23,20 @@ class Constants:
     """Factors of 1 would mean: as measured alone.
 
     ampere, hopper, blackwell, other: time of a kernel inside a step over its time alone, by generation (clock,
-    power, neighbours). communication: the same for collectives (rank skew, shared links). overlap_cost: compute
-    seconds added per second of communication beside it. eager_traffic: bytes moved by eager pointwise operators
-    over the ideally fused count. host: host times over those of the stack's bundle.
+    power, neighbours). narrow: further factor of fp8 and fp4 products (training kernels and recipes are not those
+    of the inference tables; accuracy_notes found 0.885). attention: as for kernels, of attention kernels on any
+    generation, whose curves are sustained runs at full power already. communication: as for kernels, of
+    collectives (rank skew, shared links). overlap_cost: compute seconds added per second of communication beside
+    it. eager_traffic: bytes moved by eager pointwise operators over the ideally fused count. host: host times over
+    those of the stack.
     """
 
     ampere: float
     hopper: float
     blackwell: float
     other: float
+    narrow: float
+    attention: float
     communication: float
     overlap_cost: float
     eager_traffic: float
@@ -53,6 +58,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "hopper": (1.0, 1.5),
     "blackwell": (1.0, 1.6),
     "other": (1.0, 1.6),
+    "narrow": (0.7, 1.3),
+    "attention": (1.0, 1.5),
     "communication": (1.0, 2.5),
     "overlap_cost": (0.0, 1.0),
     "eager_traffic": (1.0, 6.0),

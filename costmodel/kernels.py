@@ -96,12 +96,14 @@ class Pricer:
     """Prices operators on one accelerator: seconds, at `precision` for linear layers and bf16 elsewhere."""
 
     def __init__(
-        self, accelerator: Accelerator, precision: str, traffic_factor: float, attention: str, in_situ: float = 1.0
+        self, accelerator: Accelerator, precision: str, traffic_factor: float, attention: str, in_situ: float = 1.0,
+        narrow: float = 1.0, attention_in_situ: float = 1.0,
     ) -> None:
-        """`traffic_factor`: bytes of memory-bound operators over the fused count; `in_situ`: time of a kernel
-        inside a step over its time alone (costmodel.constants)."""
+        """`traffic_factor`: bytes of memory-bound operators over the fused count. `in_situ`: time of a kernel inside
+        a step over its time alone, `narrow` a further factor of fp8 and fp4 products, `attention_in_situ` that of
+        attention (costmodel.constants)."""
         self.accelerator = accelerator
-        self.in_situ = in_situ
+        self.in_situ, self.narrow, self.attention_in_situ = in_situ, narrow, attention_in_situ
         self.precision = precision
         self.attention_kernel = attention
         self.traffic_factor = traffic_factor
@@ -115,6 +117,10 @@ class Pricer:
 
     def precision_of(self, operator: Operator) -> str:
         return self.precision if operator.narrow or OPERAND_BYTES[self.precision] >= 2.0 else "bf16"
+
+    def in_situ_of(self, operator: Operator) -> float:
+        """Time of a product inside a step over its time alone."""
+        return self.in_situ * (self.narrow if OPERAND_BYTES[self.precision_of(operator)] < 2.0 else 1.0)
 
     @property
     def basis(self) -> str:
@@ -135,7 +141,7 @@ class Pricer:
             return self._wave_gemm_s(operator, m, n, k)
         assert self.kernels is not None
         one = np.equal(operator.groups, 1)
-        in_situ = self.in_situ
+        in_situ = self.in_situ_of(operator)
         alone: Number = self.kernels.gemm_s(kind, m, n, k) if np.any(one) else 0.0
         if np.all(one):
             return alone * in_situ
@@ -157,7 +163,7 @@ class Pricer:
         compute = 2.0 * np.asarray(m) * n * k * groups / rate
         width = OPERAND_BYTES[precision]
         moved = groups * (width * (np.asarray(m) * k + np.asarray(k) * n) + 2.0 * np.asarray(m) * n)
-        return np.maximum(np.maximum(compute, self.memory_s(moved)) * self.in_situ, profile.kernel_s)
+        return np.maximum(np.maximum(compute, self.memory_s(moved)) * self.in_situ_of(operator), profile.kernel_s)
 
     def quantize_s(self, operator: Operator, elements: Number) -> Number:
         """Casting operands to a narrow type: read 2 bytes, write the result row- and column-wise; and the launches
@@ -177,7 +183,7 @@ class Pricer:
         head = min(operator.head_dim / 128.0, 1.0) ** law["head_dim_power"]
         ramp = np.asarray(operator.sequence) / (np.asarray(operator.sequence) + law["ramp_tokens"])
         rate = peak_flops_per_s(self.accelerator, "bf16") * law[f"fraction_{direction}"] * head * ramp
-        return flops / rate * self.in_situ
+        return flops / rate * self.attention_in_situ
 
     def _unfused_attention_s(self, operator: Operator, direction: str) -> Number:
         """Score products over the whole square without causal skip (two forward, four backward), each at least
@@ -188,7 +194,7 @@ class Pricer:
         scores = operator.forward_flops / (2.0 * operator.head_dim)  # 2 x causal pairs: the whole square
         compute = operator.forward_flops / rate  # one product over the whole square
         product = np.maximum(compute, self.memory_s(2.0 * scores))
-        return (products * product + self.memory_s(scores * bytes_per_score)) * self.in_situ
+        return (products * product + self.memory_s(scores * bytes_per_score)) * self.attention_in_situ
 
     def forward_s(self, operator: Operator) -> dict[str, Number]:
         """Seconds of the forward pass by breakdown category."""

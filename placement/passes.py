@@ -97,8 +97,9 @@ class Setting:
     @cached_property
     def pricer(self) -> Pricer:
         stack, accelerator = self.stack, capped(self.cluster.accelerator, self.cluster.power_limit_w)
-        in_situ = self.constants.in_situ(accelerator.generation)
-        return Pricer(accelerator, self.plan.precision, self.traffic_factor, stack.attention, in_situ)
+        constants = self.constants
+        factors = (constants.in_situ(accelerator.generation), constants.narrow, constants.attention)
+        return Pricer(accelerator, self.plan.precision, self.traffic_factor, stack.attention, *factors)
 
     @property
     def traffic_factor(self) -> float:

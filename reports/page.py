@@ -21,12 +21,15 @@ from markupsafe import Markup, escape
 from reports import charts
 from reports.compare import flatten
 from reports.table import (
+    CALIBRATION_HEADS,
     FIGURES,
     Document,
     amount,
     assumed,
+    band_basis,
     band_text,
     by_size,
+    calibration_rows,
     change_text,
     column,
     figure_text,
@@ -132,7 +135,7 @@ def _head(document: Document) -> View:
             "description": plain(scenario.get("description") or ""),
             "facts": [fact for fact in facts if fact],
             "answer": plain(document.get("answer") or reason(document, "answer")), "verdict": verdict,
-            "fits": fits is not False}
+            "band": band_text(document), "fits": fits is not False}
 
 
 def _cards(document: Document) -> list[View]:
@@ -141,9 +144,7 @@ def _cards(document: Document) -> list[View]:
         if key not in document:
             continue
         value, note = document[key], ""
-        if key == "step_time_s" and document.get("error_band") is not None:
-            note = f"usual error {band_text(document['error_band'])}"
-        elif key == "tokens_per_s_per_gpu" and document.get("tokens_per_s") is not None:
+        if key == "tokens_per_s_per_gpu" and document.get("tokens_per_s") is not None:
             note = f"{figure_text('tokens_per_s', document['tokens_per_s'])} in all"
         elif key == "mfu" and document.get("hfu") is not None:
             note = f"HFU {figure_text('hfu', document['hfu'])}"
@@ -175,6 +176,14 @@ def _published(document: Document) -> View | None:
              figure_text(row["metric"], row.get("predicted"), 4), change_text(row.get("error")),
              _linked(row.get("source") or "")) for row in document.get("published") or []]
     return _table(("Metric", "Published", "Predicted", "Error", "Source"), rows, (0, 4)) if rows else None
+
+
+def _calibration(document: Document) -> View | None:
+    if not document.get("calibration"):
+        return None
+    (runs, moved), heads = calibration_rows(document), [[h.capitalize() for h in row] for row in CALIBRATION_HEADS]
+    return {"text": plain(document["calibration"]["text"]), "runs": _table(heads[0], runs),
+            "moved": _table(heads[1], moved, (0, 3, 4)) if moved else None}
 
 
 def _parts(values: Mapping[str, float], order: Sequence[str]) -> list[charts.Part]:
@@ -397,7 +406,7 @@ def _origin(document: Document) -> View:
     return {"assumptions": document.get("assumptions") or [],
             "model": [(words(key), figure_text("gpus", value)) for key, value in flatten(model).items()],
             "inputs": [(key, value) for key, value in inputs.items()], "missing": missing,
-            "band": band_text(document.get("error_band")),
+            "band": band_basis(document),
             "made": [(key, value) for key, value in made.items() if value is not None]}
 
 
@@ -413,6 +422,7 @@ def render(document: Document, extra: Sequence[Mapping[str, Any]] = ()) -> str:
              for section in extra]
     return _environment().get_template("page.html").render(
         head=_head(small), cards=_cards(small), limits=_limits(small), published=_published(small),
+        calibration=_calibration(small),
         time=_time(small), pipeline=_pipeline(small), memory=_memory(small), fit=_fit(small),
         roofline=_roofline(small), variants=_variants(small), origin=_origin(small), extra=added,
         data=_embedded(small))

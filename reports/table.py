@@ -192,21 +192,19 @@ def reason(document: Document, key: str) -> str:
     return plain((document.get("reasons") or {}).get(key) or "no reason was given")
 
 
-def band_text(band: Any) -> str:
-    """An error band in words: a number is a half-width, a pair or {low, high} the two ends."""
-    if isinstance(band, bool) or band is None:
+def band_text(document: Document) -> str:
+    """The error band of the step time in words; "" where there is none."""
+    band = document.get("error_band") or {}
+    ends, level = band.get("step_time_s"), band.get("level")
+    if not ends or level is None:
         return ""
-    if isinstance(band, int | float):
-        return f"±{number(100 * abs(band))}%"
-    if isinstance(band, Mapping):
-        ends = [band[key] for key in ("low", "high") if isinstance(band.get(key), int | float)]
-        rest = [f"{words(key).lower()}: {plain(value)}" for key, value in band.items()
-                if key not in ("low", "high")]
-        both = [f"{change_text(ends[0])} to {change_text(ends[1])}"] if len(ends) == 2 else []
-        return "; ".join(both + rest)
-    if isinstance(band, Sequence) and not isinstance(band, str) and len(band) == 2:
-        return f"{change_text(band[0])} to {change_text(band[1])}"
-    return plain(band)
+    low, high = (amount(end, "s") for end in ends)
+    return f"{level:.0%} of runs like it lie between {low} and {high}"
+
+
+def band_basis(document: Document) -> str:
+    """What the error band rests on; "" where there is none."""
+    return plain((document.get("error_band") or {}).get("basis") or "")
 
 
 def by_size(parts: Mapping[str, float] | None) -> list[tuple[str, float]]:
@@ -288,8 +286,6 @@ def _figures(document: Document, console: Console) -> None:
             text = Text(f"not given: {reason(document, key)}", style="dim") if value is None else Text(
                 figure_text(key, value, 4), style="bold")
             _row(table, (figure.label, text))
-    if document.get("error_band") is not None:
-        _row(table, ("Usual error", band_text(document["error_band"])))
     console.print()
     console.print(table)
 
@@ -325,6 +321,40 @@ def _published(document: Document, console: Console) -> None:
     console.print(table)
 
 
+CALIBRATION_HEADS = (("measured", "before", "after", "error before", "error after"),
+                     ("constant", "shipped", "moved to", "range", "meaning"))
+
+
+def calibration_rows(document: Document) -> tuple[list[list[str]], list[list[str]]]:
+    """The measured runs before and after calibration, and the constants that moved, under CALIBRATION_HEADS."""
+    found = document.get("calibration") or {}
+    runs = []
+    for row in found.get("rows", ()):
+        metric, details = str(row["metric"]), [settings(row.get("set")), plain(row.get("source") or "")]
+        value = f"{words(metric)} {figure_text(metric, row['measured'], 4)}"
+        about = f" ({'; '.join(part for part in details if part)})" if any(details) else ""
+        runs.append([value + about, *(figure_text(metric, row[key], 4) for key in ("before", "after")),
+                     *(change_text(row[key]) for key in ("error_before", "error_after"))])
+    moved = [[plain(row["name"]), number(row["shipped"], 4), number(row["moved"], 4),
+              " to ".join(number(end) for end in row["range"]), plain(row["meaning"])]
+             for row in found.get("moved", ())]
+    return runs, moved
+
+
+def _calibration(document: Document, console: Console) -> None:
+    if not document.get("calibration"):
+        return
+    _title(console, "Calibrated to measured runs")
+    console.print(Text(plain(document["calibration"]["text"])))
+    sides = ("left", "right", "right", "right", "right"), ("left", "right", "right", "right", "left")
+    for heads, aligned, rows in zip(CALIBRATION_HEADS, sides, calibration_rows(document), strict=True):
+        table = _grid(*zip(heads, aligned, strict=True))
+        for row in rows:
+            _row(table, row)
+        if rows:
+            console.print(table)
+
+
 def _variants(document: Document, console: Console) -> None:
     if not document.get("variants"):
         return
@@ -355,6 +385,8 @@ def show(document: Document, console: Console) -> None:
     scenario = document.get("scenario") or {}
     console.print(Text(plain(scenario.get("name", "Scenario")), style="bold"))
     console.print(Text(plain(document.get("answer") or reason(document, "answer"))))
+    if band := band_text(document):
+        console.print(Text.assemble(f"{band} ", (f"({band_basis(document)})", "dim")))
     _figures(document, console)
     limiting = document.get("limiting") or {}
     if limiting.get("text"):
@@ -364,6 +396,7 @@ def show(document: Document, console: Console) -> None:
     _bars(console, "Where the time of a step goes", document.get("breakdown_s"), "s", "blue")
     _bars(console, "Memory of the fullest GPU", document.get("memory_breakdown_bytes"), "B", "magenta")
     _published(document, console)
+    _calibration(document, console)
     _variants(document, console)
     _assumptions(document, console)
 

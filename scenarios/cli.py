@@ -144,13 +144,16 @@ def accuracy(
     markdown: Annotated[str, typer.Option("--markdown", help="Write the report as Markdown to this file.",
                                           metavar="F")] = "",
     json: Json = False,
+    update_bands: Annotated[bool, typer.Option("--update-bands", help="First make the error bands of every prediction "
+                                               "anew from these rows (about a minute).")] = False,
 ) -> None:
     """Predict published measured runs and score the errors."""
     from scenarios.commands import accuracy as command
     from scenarios.commands.output import reported
 
     with reported():
-        command.accuracy(files or [], by.value, html=html, markdown=markdown, as_json=json)
+        command.accuracy(files or [], by.value, html=html, markdown=markdown, as_json=json,
+                         update_bands=update_bands)
 
 
 @app.command()

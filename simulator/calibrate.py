@@ -47,14 +47,17 @@ class Prior:
 # Deviations of ampere, hopper, blackwell, communication and overlap_cost: jackknife over the eight families of
 # published runs (each left out in turn, the rest refitted by scenarios.accuracy.fit: 0.085, 0.051, 0.075, 0.35,
 # 0.25). No published run tells `other` apart: as uncertain as the generations are different. Too few tell
-# eager_traffic (one model family) and host (one node): assumed wider than their jackknife (0.21, 0.04), since
-# frameworks' operators and users' processors differ more.
+# narrow (recipes of one vendor), attention (never alone), eager_traffic (one model family) and host (one
+# node) apart: assumed, and wider than the jackknife (of the last two 0.21 and 0.04), since recipes, frameworks'
+# operators and users' processors differ more than the published ones.
 _KERNELS = "time of a kernel inside a step over its time alone"
 PRIORS: Mapping[str, Prior] = {
     "ampere": Prior(0.085, f"{_KERNELS} (Ampere GPUs)"),
     "hopper": Prior(0.05, f"{_KERNELS} (Hopper GPUs)"),
     "blackwell": Prior(0.075, f"{_KERNELS} (Blackwell GPUs)"),
     "other": Prior(0.1, f"{_KERNELS} (other GPUs)"),
+    "narrow": Prior(0.1, "further factor of fp8 and fp4 matrix products"),
+    "attention": Prior(0.1, f"{_KERNELS} (attention kernels)"),
     "communication": Prior(0.35, "time of a collective inside a step over its time alone"),
     "overlap_cost": Prior(0.25, "compute seconds added per second of communication beside it"),
     "eager_traffic": Prior(0.6, "bytes that eager operators move over the ideally fused count"),
@@ -91,7 +94,7 @@ class Calibrated:
                 "text": self.text}
 
 
-def calibrated(measurements: Sequence[Measurement], shipped: Constants | None = None) -> Calibrated:
+def calibrated(measurements: Sequence[Measurement]) -> Calibrated:
     """The constants nearest to the shipped ones with which the predictions agree with what was measured.
 
     Raises ValueError without measurements or for a value that is not above 0, PlanError or ScheduleError where a
@@ -99,7 +102,7 @@ def calibrated(measurements: Sequence[Measurement], shipped: Constants | None = 
     """
     if not measurements or any(not (0 < one.value < math.inf) for one in measurements):
         raise ValueError("one measured run or more is needed, each with a value above 0")
-    start = _vector(shipped or constants.default())
+    start = _vector(constants.default())
     before = [_value(one, start) for one in measurements]
     solution = _agreeing(measurements, _measured_s(measurements, start), start)
     after = [_value(one, solution) for one in measurements]
@@ -150,20 +153,23 @@ def _measured_s(measurements: Sequence[Measurement], vector: Floats) -> Floats:
 
 def _agreeing(measurements: Sequence[Measurement], measured: Floats, start: Floats) -> Floats:
     """The closed form solved, shifted to what was played there, and solved again until the shift stays."""
-    shift = _shift(measurements, start)
-    x = start
+
+    def errors(vector: Floats) -> Floats:
+        return _log_times(measurements, vector, "analytic") - measured
+
+    free = _influential(errors, start)
+    shift, x = _shift(measurements, start), start
     for _ in range(SHIFTS):
-        target = measured - shift
-
-        def errors(vector: Floats, target: Floats = target) -> Floats:
-            return _log_times(measurements, vector, "analytic") - target
-
-        x = _solved(errors, start)
+        x = _solved(_shifted(errors, shift), start, x, free)
         latest = _shift(measurements, x)
         if np.max(np.abs(latest - shift)) < AGREEMENT / 10:
             break
         shift = latest
     return np.where(np.abs(x - start) < UNMOVED * _DEVIATION, start, x.round(4))
+
+
+def _shifted(errors: Callable[[Floats], Floats], shift: Floats) -> Callable[[Floats], Floats]:
+    return lambda vector: errors(vector) + shift
 
 
 def _shift(measurements: Sequence[Measurement], vector: Floats) -> Floats:
@@ -173,25 +179,27 @@ def _shift(measurements: Sequence[Measurement], vector: Floats) -> Floats:
     return _log_times(measurements, vector) - _log_times(measurements, vector, "analytic")
 
 
-def _solved(errors: Callable[[Floats], Floats], start: Floats) -> Floats:
-    """The minimum by Gauss-Newton steps, each halved until it is one downhill.
+def _solved(errors: Callable[[Floats], Floats], start: Floats, x: Floats, free: NDArray[np.bool_]) -> Floats:
+    """The minimum over the free constants by Gauss-Newton steps from x, each halved until it is one downhill.
 
     A constant may begin to matter only far from its shipped value (a host floor above the kernels): where an error
     remains, a second pass takes the slopes over the whole ranges.
     """
-    free = _influential(errors, start)
-    x, found = start, errors(start)
+    found = errors(x)
     for reach in (1.0, math.inf):
         for _ in range(ROUNDS):
             slopes = _slopes(errors, x, free, reach)
-            near = slopes @ (x - start) - found
-            z = _bounded(slopes * _DEVIATION / AGREEMENT, near / AGREEMENT, (_LOW - start) / _DEVIATION,
-                         (_HIGH - start) / _DEVIATION)
-            step = np.where(free, start + _DEVIATION * z - x, 0.0)
-            better = _downhill(errors, x, step, found, start)
-            if better is None or np.max(np.abs(better[0] - x) / _DEVIATION) < UNMOVED / 10:
+            aim = (slopes @ (x - start)[free] - found) / AGREEMENT
+            low, high = ((end - start)[free] / _DEVIATION[free] for end in (_LOW, _HIGH))
+            goal = start.copy()
+            goal[free] += _DEVIATION[free] * _bounded(slopes * _DEVIATION[free] / AGREEMENT, aim, low, high)
+            better = _downhill(errors, x, goal - x, found, start)
+            if better is None:
                 break
+            moved = np.max(np.abs(better[0] - x) / _DEVIATION)
             x, found = better
+            if moved < UNMOVED:
+                break
         if np.max(np.abs(found)) < RESIDUAL:
             break
     return x
@@ -224,15 +232,12 @@ def _influential(errors: Callable[[Floats], Floats], start: Floats) -> NDArray[n
 
 
 def _slopes(errors: Callable[[Floats], Floats], x: Floats, free: NDArray[np.bool_], reach: float) -> Floats:
-    """d log time / d constant, [runs, constants], by differences over `reach` deviations to both sides."""
+    """d log time / d constant, [runs, free constants], by differences over `reach` deviations to both sides."""
     columns = []
-    for number in range(len(NAMES)):
+    for number in np.flatnonzero(free).tolist():
         low = max(_LOW[number], x[number] - reach * _DEVIATION[number])
         high = min(_HIGH[number], x[number] + reach * _DEVIATION[number])
-        if free[number]:
-            columns.append((errors(_at(x, number, high)) - errors(_at(x, number, low))) / (high - low))
-        else:
-            columns.append(np.zeros_like(columns[0]) if columns else np.zeros_like(errors(x)))
+        columns.append((errors(_at(x, number, high)) - errors(_at(x, number, low))) / (high - low))
     return np.stack(columns, axis=1)
 
 
@@ -262,7 +267,7 @@ def _vector(values: Constants) -> Floats:
 
 
 def _constants(vector: Floats) -> Constants:
-    return Constants(**dict(zip(NAMES, vector.tolist(), strict=True)))
+    return replace(constants.default(), **dict(zip(NAMES, vector.tolist(), strict=True)))
 
 
 # In words --------------------------------------------------------------------------------------------

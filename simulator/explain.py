@@ -107,6 +107,8 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
     """What the prediction takes for granted: the author's notes, the stack, the constants, with sources."""
     plan, stack, profile = inputs.plan, setting.stack, setting.pricer.profile
     accelerator, placement = inputs.cluster.accelerator, setting.placement
+    shipped = setting.constants == constants.default()
+    origin = constants.source() if shipped else "as shipped, moved where the scenario's measured runs ask for it"
     rows: list[tuple[str, Any, str, str]] = [
         (note["key"], _at(inputs.raw, note["key"]), note["text"], note.get("source", "the scenario"))
         for note in inputs.assumptions
@@ -117,16 +119,16 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
          f"{stack.host_layer_s * 1e3:g} ms a dense layer and pass, {stack.host_moe_layer_s * 1e3:g} ms an MoE layer",
          "a pass takes at least as long as the host needs to launch it", stack.source or "the scenario"),
         ("stack.execution", stack.execution, f"memory-bound operators move {setting.traffic_factor:g} times the "
-         "ideally fused bytes", constants.source()),
+         "ideally fused bytes", origin),
         ("stack.attention", stack.attention, "attention at this kernel's measured rate",
          profile.sources.get("attention", "")),
         ("stack.overlap", ", ".join(stack.overlap) or "nothing", "communication beside compute costs "
-         f"{setting.constants.overlap_cost:.0%} of its length", constants.source()),
+         f"{setting.constants.overlap_cost:.0%} of its length", origin),
         ("kernels", profile.name, "share of peak that matrix products reach, before wave quantisation: "
          + ", ".join(f"{kind} {value:.0%}" for kind, value in profile.gemm_fraction.items()),
          profile.sources.get("gemm", "")),
         ("kernels in a step", f"{setting.pricer.in_situ:g} x alone", "clock and neighbours slow kernels in a step",
-         constants.source()),
+         origin),
         ("memory bandwidth", f"{profile.memory_fraction:.0%} of specification", "reached by memory-bound operators",
          profile.sources.get("memory", "")),
         ("plan.sharding", placement.name or "written out", "placement of the four training states",

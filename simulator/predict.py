@@ -17,7 +17,7 @@ from placement.passes import Setting
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
 from placement.step import Step, analytic_step
-from simulator import explain
+from simulator import bands, explain
 from simulator.engine import static
 from simulator.inputs import TrainingInputs
 from simulator.timeline import Timeline
@@ -186,6 +186,30 @@ def summary(inputs: TrainingInputs, played: Played) -> tuple[dict[str, Any], dic
     }, reasons
 
 
+def _error_band(inputs: TrainingInputs, played: Played, numbers: dict[str, Any]) -> dict[str, Any] | None:
+    """Where 80 % of measured runs like this one lie; None without residuals. Inputs that the author notes as
+    assumed, of plan, stack or cluster, widen it."""
+    known, cell = bands.shipped(), bands.cell_of(inputs)
+    unknown = bands.unknown_inputs([note["key"] for note in inputs.assumptions])
+    pricer = played.setting.pricer
+    found = bands.time_band(cell, pricer.band, unknown, known)
+    if found is None:
+        return None
+    speed, step_s = numbers["tokens_per_s_per_gpu"], numbers["step_time_s"]
+    document = {
+        "step_time_s": [step_s / found.high, step_s / found.low],
+        "tokens_per_s_per_gpu": found.around(speed),
+        "level": found.level,
+        "basis": found.basis + "".join(bands.widened(pricer.basis, unknown)),
+        "rows": found.rows,
+        "families": found.families,
+    }
+    if (memory := bands.memory_band(cell, known)) is not None:
+        peak = played.needed_bytes - DEVICE_OVERHEAD_BYTES
+        document["peak_memory_bytes"] = [DEVICE_OVERHEAD_BYTES + end for end in memory.around(peak)]
+    return document
+
+
 def predict_training(inputs: TrainingInputs) -> dict[str, Any]:
     """The document of one training scenario (DESIGN.md, `whatif run --json`), without variants and run block."""
     played = play(inputs)
@@ -205,16 +229,15 @@ def predict_training(inputs: TrainingInputs) -> dict[str, Any]:
         "fit": {**explain.fit(played.setting, step, DEVICE_OVERHEAD_BYTES), "changes": []},
         "model": explain.model(inputs.model),
         "run_totals": _run_totals(inputs, step, numbers["cost_usd"], numbers["energy_j"]),
-        "error_band": None,
+        "error_band": _error_band(inputs, played, numbers),
         "assumptions": explain.assumptions(inputs, played.setting),
         "roofline": explain.roofline(played.setting),
         "limiting": explain.limiting(step),
         "seed": inputs.seed,
-        "reasons": {
-            **reasons,
-            "error_band": "no band before the accuracy work: no residuals of published runs stand behind it yet",
-        },
+        "reasons": reasons,
     }
+    if document["error_band"] is None:
+        document["reasons"]["error_band"] = "no residuals of published runs; see `whatif accuracy --update-bands`"
     if not inputs.total_tokens:
         document["reasons"]["run_totals"] = "the scenario does not say workload.tokens"
     document["published"] = _published(inputs, document)

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from costmodel import constants
-from scenarios.accuracy import score
+from scenarios.accuracy import bands, score
 from scenarios.accuracy.predict import Outcome
 from scenarios.accuracy.score import SPEED, Scored
 from scenarios.errors import Problem
+from simulator.bands import Statistics, shipped
 
 WORST = 20  # rows whose breakdown the document carries
 
 
 def document(files: Sequence[str], outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> dict[str, Any]:
     """Fractions, not per cent; errors are predicted / measured - 1. Rows that could not be read count as rows."""
-    scored = [one for outcome in outcomes for one in score.score(outcome)]
+    scored, known = [one for outcome in outcomes for one in score.score(outcome)], shipped()
     speed = [one for one in scored if one.metric == SPEED and one.exception is None]
     families = score.grouped(speed, "family")
     for name, of in families.items():
@@ -40,8 +41,9 @@ def document(files: Sequence[str], outcomes: Sequence[Outcome], problems: Sequen
         "converted": score.grouped([one for one in scored if one.metric.startswith("converted")
                                     and one.exception is None], "family"),
         **score.counts(outcomes),
-        "per_row": [_row(one) for one in scored],
-        "worst": [_worst(one) for one in sorted(speed, key=lambda one: -abs(one.error))[:WORST]],
+        "bands": bands.held(scored, known),
+        "per_row": [_row(one, known) for one in scored],
+        "worst": [_worst(one, known) for one in sorted(speed, key=lambda one: -abs(one.error))[:WORST]],
     }
 
 
@@ -57,7 +59,7 @@ def _coverage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "fully_specified": sum(one.row.fully_specified for one in marked)}
 
 
-def _row(one: Scored) -> dict[str, Any]:
+def _row(one: Scored, known: Statistics) -> dict[str, Any]:
     return {
         "id": one.row.id,
         "family": one.row.family,
@@ -65,18 +67,18 @@ def _row(one: Scored) -> dict[str, Any]:
         "measured": one.measured,
         "predicted": one.predicted,
         "error": one.error,
-        "band": None,
+        "band": bands.ends(one, known),
         "range": None if one.low == one.high else [one.low, one.high],
         "fully_specified": one.specified,
         "exception": one.exception,
     }
 
 
-def _worst(one: Scored) -> dict[str, Any]:
+def _worst(one: Scored, known: Statistics) -> dict[str, Any]:
     row = one.row
     columns = ("model", "accelerator", "gpus", "tp", "pp", "vp", "dp", "cp", "ep", "micro_batch", "recompute")
     return {
-        **_row(one),
+        **_row(one, known),
         "setting": {column: row.values[column] for column in columns if column in row.values},
         "stack": dict(one.typical.inputs.stack),
         "measured_step_time_s": one.typical.step_time_s * one.typical.tokens_per_s_per_gpu / one.measured,

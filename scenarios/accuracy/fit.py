@@ -119,17 +119,30 @@ def fit(found: Sequence[Case], start: Constants, tell: Callable[[str], None] = l
     errors = log_errors(found, constants)
     slopes = _sensitivity(found, constants, errors)
     families = sorted({case.family for case in found})
-    left_out = {}
-    for family in families:
-        inside = np.array([case.family == family for case in found])
-        x = solve(errors[~inside], slopes[~inside], weights[~inside], _vector(constants))
-        predicted = errors[inside] + slopes[inside] @ (x - _vector(constants))
-        left_out[family] = float(np.mean(np.abs(np.exp(predicted) - 1)))
-    in_sample = {
-        family: float(np.mean(np.abs(np.exp(errors[[case.family == family for case in found]]) - 1)))
-        for family in families
-    }
+    apart = _without_own_family(found, errors, slopes, constants)
+    in_sample, left_out = (
+        {family: float(np.mean(np.abs(np.exp(of[[case.family == family for case in found]]) - 1)))
+         for family in families}
+        for of in (errors, apart)
+    )
     return Fit(constants, in_sample, left_out)
+
+
+def left_out_errors(found: Sequence[Case], constants: Constants) -> tuple[Floats, Floats]:
+    """log(predicted / measured) speed of every case: as it is, and with the constants refitted to the families
+    other than its own (linearised about `constants`)."""
+    errors = log_errors(found, constants)
+    return errors, _without_own_family(found, errors, _sensitivity(found, constants, errors), constants)
+
+
+def _without_own_family(found: Sequence[Case], errors: Floats, slopes: Floats, constants: Constants) -> Floats:
+    weights = np.array([case.weight for case in found])
+    apart, start = errors.copy(), _vector(constants)
+    for family in {case.family for case in found}:
+        inside = np.array([case.family == family for case in found])
+        x = solve(errors[~inside], slopes[~inside], weights[~inside], start)
+        apart[inside] += slopes[inside] @ (x - start)
+    return apart
 
 
 def _vector(constants: Constants) -> Floats:

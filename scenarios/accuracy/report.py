@@ -31,7 +31,8 @@ def group_rows(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]
     return [
         (name, str(of["rows"]), str(of["units"]), percent(of["mape"]), percent(of["median_ape"]),
          percent(of["p90_ape"]), percent(of["bias"], sign=True), _tau(of["kendall_tau"]),
-         percent(of["specified"]["mape"]), percent(of.get("left_out")), percent(of["ranges"]["width"]), percent(of["ranges"]["hit_rate"]))
+         percent(of["specified"]["mape"]), percent(of.get("left_out")), percent(of["ranges"]["width"]),
+         percent(of["ranges"]["hit_rate"]))
         for name, of in groups.items()
     ]
 

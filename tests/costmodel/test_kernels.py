@@ -112,7 +112,7 @@ def test_attention_law_follows_measured_curves(curve):
         flops = 1e12
         if direction == "both":
             seconds, flops = seconds + price.attention_s(2.5e12, operator, "backward"), 3.5e12
-        assert flops / (seconds / price.in_situ) == pytest.approx(tflops * 1e12, rel=0.08), sequence
+        assert flops / (seconds / price.attention_in_situ) == pytest.approx(tflops * 1e12, rel=0.08), sequence
 
 
 def test_korthikanti_layer_times():

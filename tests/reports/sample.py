@@ -119,7 +119,9 @@ def document(**changes: Any) -> dict[str, Any]:
                   "layers": 80, "hidden": 8192, "source": "config.json of the published model"},
         "cost_usd": STEP_TIME_S * GPUS * 2.95 / 3600,
         "cost_usd_per_million_tokens": STEP_TIME_S * GPUS * 2.95 / 3600 / (TOKENS / 1e6),
-        "energy_j": GPUS * 700 * STEP_TIME_S, "error_band": {"low": -0.08, "high": 0.11, "runs": 14},
+        "energy_j": GPUS * 700 * STEP_TIME_S,
+        "error_band": {"step_time_s": [0.92 * STEP_TIME_S, 1.11 * STEP_TIME_S], "level": 0.8,
+                       "basis": "14 published runs of 3 families", "rows": 14, "families": 3},
         "assumptions": [
             {"key": "stack.attention", "value": "flash-3", "text": "The attention kernel is not published.",
              "source": "usual for H100"},

@@ -149,6 +149,60 @@ def test_one_slip(tmp_path: Path, old: str, new: str, where: str, what: str) -> 
     assert [p for p in found if p.startswith(f"f.yaml:{where}: ") and what in p], "\n".join(found)
 
 
+MEASURED = "calibration:\n  - {metric: step_time_s, value: 9.8 s, source: our run}\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "where", "what"),
+    [
+        ("{metric: mfuu, value: 1, source: x}", "19:14", "calibration[0].metric: text 'mfuu' is not one of"),
+        ("{metric: peak_memory_bytes, value: 1, source: x}", "19:14", "is not one of mfu, step_time_s"),
+        ("{value: 1, source: x}", "19:5", "calibration[0].metric: is missing"),
+        ("{metric: mfu, source: x}", "19:5", "calibration[0].value: is missing"),
+        ("{metric: mfu, value: 0.4}", "19:5", "calibration[0].source: is missing"),
+        ("{metric: mfu, value: 41, source: x}", "19:5", "mfu must be above 0 and at most 1"),
+        ("{metric: step_time_s, value: 0, source: x}", "19:5", "step_time_s must be above 0, got 0"),
+        ("{metric: step_time_s, value: -3 s, source: x}", "19:5", "step_time_s must be above 0"),
+        ("{metric: step_time_s, value: 9.8 GB, source: x}", "19:5", "that is a unit of bytes"),
+        ("{metric: step_time_s, value: fast, source: x}", "19:5", "cannot read 'fast'"),
+        ("{metric: step_time_s, value: [9], source: x}", "19:5", "a quantity is expected, got a list"),
+        ("{metric: step_time_s, value: .nan, source: x}", "19:34", "not a number that can be computed with"),
+        ("{metric: step_time_s, value: , source: x}", "19:27", "calibration[0].value: has no value"),
+        ("{metric: mfu, value: 0.4, source: x, sets: {}}", "19:42", "unknown key 'sets' in calibration; did you mean"),
+        ("{metric: mfu, value: 0.4, source: x, set: 3}", "19:47", "a mapping (key: value) is expected"),
+        ("{metric: mfu, value: 0.4, source: x, set: {plan.tensr: 1}}", "19:48",
+         "calibration[0]: unknown key 'tensr' in plan"),
+        ("{metric: mfu, value: 0.4, source: x, set: {plan.data: 5}}", "19:59", "= 40 GPUs, but the cluster has 16"),
+        ("{metric: mfu, value: 0.4, source: x, set: {cluster.nodes: 4}}", "19:47", "but the cluster has 32"),
+        ("{metric: mfu, value: 0.4, source: x, set: {name: b}}", "19:48", "cannot set 'name'; known: model, cluster"),
+        ("{metric: mfu, value: 0.4, source: x, set: {calibration: []}}", "19:48", "cannot set 'calibration'"),
+        ("mfu", "19:5", "a mapping (key: value) is expected"),
+    ],
+)  # fmt: skip
+def test_bad_measured_runs(tmp_path: Path, row: str, where: str, what: str) -> None:
+    found = problems(tmp_path, f"{BASE}calibration:\n  - {row}\n")
+    assert [p for p in found if p.startswith(f"f.yaml:{where}: ") and what in p], "\n".join(found)
+
+
+def test_measured_runs_are_few_and_of_the_file(tmp_path: Path) -> None:
+    row = MEASURED.splitlines()[1]
+    assert problems(tmp_path, BASE + MEASURED) == []
+    assert problems(tmp_path, BASE + "\n".join(["calibration:", *[row] * 20])) == []
+    assert "at most 20 entries" in "".join(problems(tmp_path, BASE + "\n".join(["calibration:", *[row] * 21])))
+    assert "a list is expected" in "".join(problems(tmp_path, BASE + "calibration: {metric: mfu}\n"))
+    for override in ("calibration=[]", "calibration.value=3"):
+        (problem,) = problems(tmp_path, BASE + MEASURED, (override,))
+        assert problem.startswith(f"--set {override}: calibration is of the scenario as written")
+    variant = BASE.replace("cluster.node: hgx-h200", "calibration: []")
+    assert "cannot set 'calibration'" in "".join(problems(tmp_path, variant))
+
+
+def test_a_file_that_only_an_override_makes_sound_measured_nothing(tmp_path: Path) -> None:
+    """The measured run is the file as written, so that must be sound by itself."""
+    found = problems(tmp_path, BASE.replace("data: 2", "data: 3") + MEASURED, ("plan.data=2",))
+    assert any("calibration[0]" in p and "= 24 GPUs" in p for p in found), found
+
+
 def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     found = problems(tmp_path, changed(
         ("llama-3.1-8b", "llama-3.1-8"), ("hgx-h100", "hgx-h10"), ("tensor: 4", "tensor: x"),

@@ -31,8 +31,12 @@ def stages():
 def test_document_has_the_keys_of_the_design():
     document = predict_prepared(*prepare("llama-3.1-8b-8xh100"))
     assert set(document) >= KEYS
-    assert document["error_band"] is None
-    assert "accuracy" in document["reasons"]["error_band"]
+    band = document["error_band"]
+    assert set(band) >= {"step_time_s", "tokens_per_s_per_gpu", "level", "basis", "rows", "families"}
+    for key in ("step_time_s", "tokens_per_s_per_gpu"):
+        low, high = band[key]
+        assert low < document[key] < high
+    assert all(variant["error_band"]["step_time_s"] for variant in document["variants"])
     json.dumps(document, allow_nan=False)
 
 
