@@ -59,9 +59,18 @@ class Surface:
     axes: tuple[np.ndarray, ...]
     values: np.ndarray
     floor_s: float
+    seen: dict[tuple[float, ...], Number] = field(default_factory=dict, compare=False, repr=False)
 
     def ratio(self, *coordinates: Number) -> Number:
-        """Multilinear in log2 of the coordinates, clamped to the grid."""
+        """Multilinear in log2 of the coordinates, clamped to the grid; single points are remembered."""
+        if any(np.ndim(one) for one in coordinates):
+            return self._ratio(*coordinates)
+        key = tuple(float(one) for one in coordinates)
+        if key not in self.seen:
+            self.seen[key] = self._ratio(*coordinates)
+        return self.seen[key]
+
+    def _ratio(self, *coordinates: Number) -> Number:
         index, weight = corners(self.axes, coordinates)
         flat = self.values.ravel()
         return np.exp(sum(flat[i] * w for i, w in zip(index, weight, strict=True)))

@@ -7,7 +7,7 @@ finds the same peak by playing (a test holds them together).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,15 +69,22 @@ class StagePeak:
     states: dict[str, Number]
 
 
-def stage_peak(setting: Setting, stage: int, chunks: Sequence[ChunkTraffic], micro_batches: int) -> StagePeak:
+def stage_peak(
+    setting: Setting,
+    stage: int,
+    chunks: Sequence[ChunkTraffic],
+    micro_batches: int,
+    resident: Mapping[str, Number] | None = None,
+) -> StagePeak:
     """Peak of one stage by the schedule's law: resident + chunks in flight + the largest working set.
 
-    `chunks` are those of this stage. Exact where they are equal; otherwise the chunks in flight are taken at
-    their mean size. Logits live as often as the last chunk is in flight.
+    `chunks` are those of this stage, `resident` what `resident_bytes` gives for them. Exact where they are
+    equal; otherwise the chunks in flight are taken at their mean size. Logits live as often as the last chunk is
+    in flight.
     """
     plan = setting.plan
     whole = [chunk.whole for chunk in chunks]
-    states = resident_bytes(setting, whole)
+    states = dict(resident_bytes(setting, whole) if resident is None else resident)
     schedule = schedules.get(plan.schedule)
     in_flight = schedule.peak_in_flight(plan.pipeline, stage, micro_batches, plan.virtual)
     heads = np.clip(in_flight - (plan.virtual - 1) * plan.pipeline, 1, micro_batches)

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from costmodel import collectives, network
+from costmodel.operators import Number
 from placement import schedules
-from placement.memory import stage_peak
+from placement.memory import resident_bytes, stage_peak
 from placement.passes import Seconds, Setting, add, overlapped, sent_bytes, total
 from placement.plan import micro_batches
 from placement.state_traffic import (
@@ -67,6 +68,32 @@ def _once_s(setting: Setting, chunks: list[ChunkTraffic], forward_s: float, back
     }
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """What stages that hold equal chunks share."""
+
+    seconds: Mapping[str, float]  # of the whole step, without waiting
+    forward_s: float  # of one micro-batch
+    backward_s: float
+    resident: Mapping[str, Number]
+
+
+def _stage(setting: Setting, chunks: list[ChunkTraffic], micro_batches: int) -> _Stage:
+    seconds: dict[str, Seconds] = {"forward": {}, "backward": {}}
+    for chunk in chunks:
+        counted = Counter(id(unit) for unit in chunk.layers)
+        for key, (unit, flows) in {id(one): (one, of) for one, of in chunk.pairs}.items():
+            for direction, sums in seconds.items():
+                add(sums, _unit_seconds(setting, unit, flows, direction), counted[key])
+    forward_s, backward_s = float(total(seconds["forward"])), float(total(seconds["backward"]))
+    step = add(add({}, seconds["forward"], micro_batches), seconds["backward"], micro_batches)
+    add(step, _once_s(setting, chunks, forward_s, backward_s))
+    whole = [chunk.whole for chunk in chunks]
+    add(step, {"optimizer": optimizer_s(setting, whole)})
+    plain = {category: float(value) for category, value in step.items()}
+    return _Stage(plain, forward_s, backward_s, resident_bytes(setting, whole))
+
+
 def analytic_step(setting: Setting, global_batch: int) -> Step:
     """The step in closed form: m (F + B) of the slowest stage + the schedule's bubble + what is done once.
 
@@ -77,22 +104,18 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
     count = int(micro_batches(plan, global_batch))
     schedule = schedules.get(plan.schedule)
     pipeline = chunks_with_traffic(setting)
-    per_stage, forwards, backwards, peaks = [], [], [], []
+    of_stage: list[_Stage] = []
+    peaks = []
+    equal: dict[tuple[int, ...], _Stage] = {}
     for stage in range(stages):
         chunks = [pipeline[schedule.stage_of(stage, chunk, stages, virtual)] for chunk in range(virtual)]
-        seconds: dict[str, Seconds] = {"forward": {}, "backward": {}}
-        for chunk in chunks:
-            counted = Counter(id(unit) for unit in chunk.layers)
-            for key, (unit, flows) in {id(one): (one, of) for one, of in chunk.pairs}.items():
-                for direction, sums in seconds.items():
-                    add(sums, _unit_seconds(setting, unit, flows, direction), counted[key])
-        forwards.append(float(total(seconds["forward"])))
-        backwards.append(float(total(seconds["backward"])))
-        step = add(add({}, seconds["forward"], count), seconds["backward"], count)
-        add(step, _once_s(setting, chunks, forwards[-1], backwards[-1]))
-        add(step, {"optimizer": optimizer_s(setting, [chunk.whole for chunk in chunks])})
-        per_stage.append({category: float(value) for category, value in step.items()})
-        peaks.append(stage_peak(setting, stage, chunks, count))
+        key = tuple(id(chunk.whole) for chunk in chunks)
+        if key not in equal:
+            equal[key] = _stage(setting, chunks, count)
+        of_stage.append(equal[key])
+        peaks.append(stage_peak(setting, stage, chunks, count, equal[key].resident))
+    forwards, backwards = [one.forward_s for one in of_stage], [one.backward_s for one in of_stage]
+    per_stage = [dict(one.seconds) for one in of_stage]
     slowest = max(range(stages), key=lambda stage: forwards[stage] + backwards[stage])
     others = max(stages - 1, 1)
     latency_s = _send_s(setting)
