@@ -72,7 +72,7 @@ def players() -> list[tuple[str, str]]:
     inputs = training_inputs(load(library() / f"{SCENARIO}.yaml", (), SCENARIO))
     setting = setting_of(inputs)
     program = lower(setting, inputs.global_batch).program
-    compiled = best_s(lambda: static.play(program))
+    compiled = best_s(lambda: static.play(program, compiled=True))
     plain = best_s(lambda: static.play(program, compiled=False))
     simpy = best_s(lambda: dynamic.play(program), 3)
     closed = best_s(lambda: analytic_step(setting, inputs.global_batch))
