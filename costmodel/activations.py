@@ -26,7 +26,8 @@ EXECUTIONS = ("eager", "fused", "compiled")
 
 
 def attention_bytes(
-    attention: Attention, shard: Shard, execution: str, kernel: str, input_bytes: float = 2.0, rotary: bool = True
+    attention: Attention, shard: Shard, execution: str, kernel: str, input_bytes: float = 2.0, rotary: bool = True,
+    dropout: bool = True,
 ) -> Number:
     """Queries, keys, values, attention output and what the attention kernel itself keeps. The output is also
     the projection's input: one tensor in 2 bytes, a further narrow copy where the input is quantised."""
@@ -47,13 +48,15 @@ def attention_bytes(
         if attention.query_key_norm and execution != "compiled":
             normed = 2.0 * (queries + keys) + 2.0 * keys
         kept = tokens * (projected + rotated + normed + output) / t
-    return kept + score_bytes(attention, shard, kernel)
+    return kept + score_bytes(attention, shard, kernel, dropout)
 
 
-def score_bytes(attention: Attention, shard: Shard, kernel: str) -> Number:
-    """Row statistics of a flash kernel (fp32), or softmax, mask and dropped scores of unfused attention."""
+def score_bytes(attention: Attention, shard: Shard, kernel: str, dropout: bool = True) -> Number:
+    """Row statistics of a flash kernel (fp32), or of unfused attention the softmax and, with dropout, its mask
+    and the dropped scores."""
     if kernel == "unfused":
-        return 5.0 * attention.heads * shard.sequence / shard.context * shard.tokens / shard.tensor
+        per_score = 5.0 if dropout else 2.0
+        return per_score * attention.heads * shard.sequence / shard.context * shard.tokens / shard.tensor
     return 4.0 * attention.heads * shard.tokens / shard.tensor
 
 
@@ -108,9 +111,9 @@ def layer_bytes(
     per_norm = 2.0 if execution == "compiled" or rebuilt else 2.0 + input_bytes
     norms = per_norm * model.hidden * shard.norm_tokens * layer.norms
     masks = 2.0 * model.hidden * shard.norm_tokens if model.dropout else 0.0
-    attention = attention_bytes(layer.attention, shard, execution, kernel, input_bytes, model.rotary)
+    attention = attention_bytes(layer.attention, shard, execution, kernel, input_bytes, model.rotary, model.dropout)
     if recompute == "selective":
-        attention = attention - score_bytes(layer.attention, shard, kernel)
+        attention = attention - score_bytes(layer.attention, shard, kernel, model.dropout)
     feed_forward = feed_forward_bytes(
         layer.feed_forward, model.hidden, shard, execution, input_bytes, dispatcher, rebuilt
     )

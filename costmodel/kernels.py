@@ -190,11 +190,13 @@ class Pricer:
         as long as moving its 2-byte scores, and the traffic of softmax, mask and dropout between them: 9 bytes a
         score forward, 11 backward (memory_notes B3)."""
         products, bytes_per_score = (2.0, 9.0) if direction == "forward" else (4.0, 11.0)
-        rate = peak_flops_per_s(self.accelerator, "bf16") * self.profile.gemm_fraction["bf16"]
+        width = max(OPERAND_BYTES[self.precision], 2.0) / 2.0
+        kind = "bf16" if width == 1.0 else self.precision
+        rate = peak_flops_per_s(self.accelerator, kind) * self.profile.gemm_fraction[kind]
         scores = operator.forward_flops / (2.0 * operator.head_dim)  # 2 x causal pairs: the whole square
         compute = operator.forward_flops / rate  # one product over the whole square
-        product = np.maximum(compute, self.memory_s(2.0 * scores))
-        return (products * product + self.memory_s(scores * bytes_per_score)) * self.attention_in_situ
+        product = np.maximum(compute, self.memory_s(2.0 * width * scores))
+        return (products * product + self.memory_s(scores * width * bytes_per_score)) * self.attention_in_situ
 
     def forward_s(self, operator: Operator) -> dict[str, Number]:
         """Seconds of the forward pass by breakdown category."""

@@ -17,7 +17,7 @@ from costmodel import collectives, constants, network
 from costmodel.architecture import Layer, Model
 from costmodel.constants import Constants
 from costmodel.hardware import Cluster, capped
-from costmodel.kernels import Pricer
+from costmodel.kernels import OPERAND_BYTES, Pricer
 from costmodel.operators import (
     Number,
     Operator,
@@ -102,8 +102,13 @@ class Setting:
         return Pricer(accelerator, self.plan.precision, self.traffic_factor, stack.attention, *factors)
 
     @property
+    def widening(self) -> float:
+        """Bytes of an activation over the 2 that operators count: 2 where everything is fp32 (TF32 included)."""
+        return max(OPERAND_BYTES[self.plan.precision], 2.0) / 2.0
+
+    @property
     def traffic_factor(self) -> float:
-        return self.constants.traffic(self.stack.execution)
+        return self.constants.traffic(self.stack.execution) * self.widening
 
     def collective_s(self, price: Callable[..., Number], size_bytes: Number, group: network.Group) -> Number:
         """Seconds of one collective (a function of costmodel.collectives) inside a step."""
@@ -143,7 +148,7 @@ def overlapped(communication_s: Number, beside_s: Number, overlap_cost: Number) 
 def sent_bytes(setting: Setting) -> Number:
     """Activations that one rank sends to the next stage: its tensor ranks share them, with sequence parallelism
     or by scattering and gathering (arXiv 2104.04473, section 4.1)."""
-    return 2.0 * setting.shard.tokens * setting.model.hidden / setting.plan.tensor
+    return 2.0 * setting.widening * setting.shard.tokens * setting.model.hidden / setting.plan.tensor
 
 
 def tensor_communication(setting: Setting) -> tuple[Number, Number]:
@@ -155,7 +160,7 @@ def tensor_communication(setting: Setting) -> tuple[Number, Number]:
     """
     plan, cluster = setting.plan, setting.cluster
     group = network.group(cluster, plan.tensor, 1)
-    size = 2.0 * setting.shard.tokens * setting.model.hidden
+    size = 2.0 * setting.widening * setting.shard.tokens * setting.model.hidden
     reduce_s = setting.collective_s(collectives.all_reduce_s, size, group)
     gather_s = setting.collective_s(collectives.all_gather_s, size, group)
     scatter_s = setting.collective_s(collectives.reduce_scatter_s, size, group)
@@ -179,9 +184,9 @@ def context_communication(setting: Setting, layer: Layer) -> tuple[Number, Numbe
     else:
         heads = np.maximum(attention.kv_heads / plan.tensor, 1)
         key_value_width = heads * (attention.head_dim + attention.value_head_dim)
-    whole = 2.0 * shard.batch * shard.sequence * key_value_width
+    whole = 2.0 * setting.widening * shard.batch * shard.sequence * key_value_width
     if plan.context_method == "ulysses":
-        queries = 2.0 * shard.tokens * attention.heads * attention.head_dim / plan.tensor
+        queries = 2.0 * setting.widening * shard.tokens * attention.heads * attention.head_dim / plan.tensor
         inputs = setting.collective_s(collectives.all_to_all_s, queries + whole / plan.context, group)
         output = setting.collective_s(collectives.all_to_all_s, queries, group)
         return inputs + output, inputs + output
@@ -212,10 +217,11 @@ def expert_communication(setting: Setting, layer: Layer) -> tuple[Number, Number
     group = network.group(setting.cluster, plan.expert, plan.expert_tensor)
     rows = setting.shard.routed_rows(feed_forward)
     if setting.stack.moe_dispatcher == "all-to-all":
-        one_way = setting.collective_s(collectives.all_to_all_s, 2.0 * rows * setting.model.hidden, group)
+        sent = 2.0 * setting.widening * rows * setting.model.hidden
+        one_way = setting.collective_s(collectives.all_to_all_s, sent, group)
         return 2.0 * one_way, 2.0 * one_way
     choices = feed_forward.experts_per_token
-    token_bytes = 2.0 * rows * setting.model.hidden / choices
+    token_bytes = 2.0 * setting.widening * rows * setting.model.hidden / choices
     near = network.Group(group.per_domain, group.per_domain)
     inside = setting.collective_s(collectives.all_to_all_s, token_bytes * distinct(group.size, choices), near)
     crossing = token_bytes * distinct(group.domains, choices) * (group.domains - 1) / group.domains

@@ -63,7 +63,7 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
     width = min(OPERAND_BYTES[setting.plan.precision], 2.0)
 
     def saved(recompute: str) -> Number:
-        return layer_bytes(
+        return setting.widening * layer_bytes(
             model, layer, setting.shard, stack.execution, stack.attention, recompute, width, stack.moe_dispatcher
         )
 
@@ -86,7 +86,7 @@ def _ends(setting: Setting) -> tuple[Unit, Unit]:
     rest = parameters.count(model) - layers - embedding
     if model.tied_embeddings and plan.pipeline > 1:
         rest += model.vocabulary * model.hidden
-    logits = head_bytes(model, setting.shard, setting.stack.execution)
+    logits = setting.widening * head_bytes(model, setting.shard, setting.stack.execution)
     trained = 0.0 if plan.trainable == "lora" else 1.0 / plan.tensor
     return (
         Unit(embedding_price, embedding / plan.tensor, 0.0, embedding * trained, 0.0, 0.0, 0.0),

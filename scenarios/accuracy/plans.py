@@ -106,7 +106,7 @@ def precisions_of(row: Row, accelerator: Accelerator, bundle: Bundle) -> tuple[s
             raise NotExpressible(f"precision {text!r}: {accelerator.name} has no such units in the catalogue")
         return (name,)
     if row.family.startswith("Sailor"):
-        return ("tf32", "bf16")
+        return ("tf32",)  # memory_notes A3, B5: fp32 modules, TF32 units
     offered = [name for name in ("bf16", "fp8") if accelerator.peak_flops_per_s.get(name)]
     return tuple(offered) or ("bf16",)
 
