@@ -13,7 +13,7 @@ from typing import Any
 
 from reports.table import FIGURES, Document, reason, scalar
 
-_NOT_INPUTS = ("name", "description", "what_if")
+_NOT_INPUTS = ("name", "description", "what_if", "published", "assumptions")
 _TOLERANCE = 1e-9  # of the step time; a smaller residual is rounding
 
 
