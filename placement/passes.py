@@ -37,7 +37,6 @@ Seconds = dict[str, Number]  # breakdown category -> seconds
 # FlashAttention-2 curves on A100 at 16,384 tokens (hardware.csv, category attention).
 WHOLE_SQUARE = 1.86
 NCCL = "nccl"  # training stacks take the algorithms that NCCL offers
-COMPUTE = ("gemm", "attention", "memory_bound", "quantize")
 
 
 def add(total: Seconds, part: Mapping[str, Number], times: Number = 1.0) -> Seconds:

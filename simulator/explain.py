@@ -124,9 +124,7 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
          profile.sources.get("attention", "")),
         ("stack.overlap", ", ".join(stack.overlap) or "nothing", "communication beside compute costs "
          f"{setting.constants.overlap_cost:.0%} of its length", origin),
-        ("kernels", profile.name, "share of peak that matrix products reach, before wave quantisation: "
-         + ", ".join(f"{kind} {value:.0%}" for kind, value in profile.gemm_fraction.items()),
-         profile.sources.get("gemm", "")),
+        _products(setting),
         ("kernels in a step", f"{setting.pricer.in_situ:g} x alone", "clock and neighbours slow kernels in a step",
          origin),
         ("memory bandwidth", f"{profile.memory_fraction:.0%} of specification", "reached by memory-bound operators",
@@ -145,6 +143,18 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
     rows += [(f"model.{name}", "assumed", "not stated in the config; taken from the family's code", "Hugging Face")
              for name in inputs.model.assumed]
     return [{"key": key, "value": value, "text": text, "source": source} for key, value, text, source in rows]
+
+
+def _products(setting: Setting) -> tuple[str, Any, str, str]:
+    """Where the prices of matrix products come from: measured, derived from a part like it, or the wave law."""
+    pricer = setting.pricer
+    if pricer.kernels is None or pricer.basis == "generic":
+        shares = ", ".join(f"{kind} {value:.0%}" for kind, value in pricer.profile.gemm_fraction.items())
+        text = f"share of peak that matrix products reach, before wave quantisation: {shares}"
+        return "kernels", pricer.profile.name, text, pricer.profile.sources.get("gemm", "")
+    measured = pricer.kernels.measured
+    text = f"matrix products from surfaces fitted to measured tables of {measured.name}; {pricer.basis} for this part"
+    return "kernels", f"{measured.name}, {pricer.basis}", text, "docs/calibration.md (error on shapes held out)"
 
 
 def _at(raw: Any, dotted: str) -> Any:

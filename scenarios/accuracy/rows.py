@@ -5,13 +5,13 @@ A bad row is left out and told about; the good rows still count.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenarios.errors import Place, Problem, ScenarioError, shown
+from scenarios.errors import Place, Problem, shown
+from scenarios.tables import header_and_records, read_text
 
 INTEGERS = (
     "layers", "hidden", "ffn_hidden", "heads", "kv_heads", "head_dim", "vocab", "experts", "topk", "gpus", "tp",
@@ -83,29 +83,12 @@ def read(path: Path, name: str | None = None) -> Rows:
     Raises ScenarioError where no row can be read: no such file, not text, no header, missing columns.
     """
     place = Place(name or str(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ScenarioError.at(place, "no such file") from None
-    except UnicodeDecodeError:
-        raise ScenarioError.at(place, "is not UTF-8 text") from None
-    except (OSError, ValueError) as error:
-        raise ScenarioError.at(place, f"cannot be read: {error}") from None
-    return parse(text, place.file)
+    return parse(read_text(path, place), place.file)
 
 
 def parse(text: str, file: str) -> Rows:
     """The rows of a CSV given as text. Raises ScenarioError as `read`."""
-    reader = csv.reader(text.splitlines())
-    try:
-        header = next(reader, [])
-        records = [(reader.line_num, record) for record in reader if any(cell.strip() for cell in record)]
-    except csv.Error as error:
-        raise ScenarioError.at(Place(file, reader.line_num, 1), f"not a CSV: {error}") from None
-    if missing := [column for column in COLUMNS if column not in header]:
-        expected = "the columns of published/training.csv are expected"
-        raise ScenarioError([Problem.at(Place(file, 1, 1), f"column {column!r} is missing; {expected}")
-                             for column in missing])
+    header, records = header_and_records(text, file, COLUMNS, "published/training.csv")
     rows, problems, seen = list[Row](), list[Problem](), dict[str, int]()
     for line, record in records:
         row, wrong = _row(header, record, file, line)

@@ -8,9 +8,10 @@ are and are read by `whatif accuracy PATH/TO/training.csv`.
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
+
+from scenarios.tables import copy_rows
 
 PRINTED = ("MPT", "NeMo-Bridge-dense", "NeMo-Bridge-finetune", "NeMo-Bridge-moe", "NeMo-longseq",
            "Megatron-Korthikanti", "Megatron-README", "Megatron-SC21", "Korthikanti-memory", "InternEvo",
@@ -20,15 +21,7 @@ SHIPPED = Path(__file__).parents[1] / "published" / "training.csv"
 
 def ship(source: Path, target: Path = SHIPPED) -> int:
     """Copies the rows of PRINTED with all columns, in order; returns how many."""
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or ())
-        rows = [row for row in reader if row["family"] in PRINTED]
-    with target.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return len(rows)
+    return copy_rows(source, target, lambda row: row["family"] in PRINTED)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ and are read by `whatif reproduce --claims PATH/TO/systems_training.csv`.
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from pathlib import Path
+
+from scenarios.tables import copy_rows
 
 DATA_FILE = re.compile(r"\S+\.(csv|txt|json|pkl)\b")
 SHIPPED = Path(__file__).parents[1] / "published" / "systems_training.csv"
@@ -19,15 +20,7 @@ SHIPPED = Path(__file__).parents[1] / "published" / "systems_training.csv"
 
 def ship(source: Path, target: Path = SHIPPED) -> int:
     """Copies the rows whose locator names no data file, with all columns, in order; returns how many."""
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or ())
-        rows = [row for row in reader if not DATA_FILE.search(row["source_locator"])]
-    with target.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return len(rows)
+    return copy_rows(source, target, lambda row: not DATA_FILE.search(row["source_locator"]))
 
 
 if __name__ == "__main__":
