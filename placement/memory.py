@@ -75,10 +75,12 @@ def stage_peak(
     chunks: Sequence[ChunkTraffic],
     micro_batches: int,
     resident: Mapping[str, Number] | None = None,
+    held_bytes: Number | None = None,
 ) -> StagePeak:
     """Peak of one stage by the schedule's law: resident + chunks in flight + the largest working set.
 
-    `chunks` are those of this stage, `resident` what `resident_bytes` gives for them. Exact where they are
+    `chunks` are those of this stage, `resident` what `resident_bytes` gives for them, `held_bytes` the activations in
+    flight where the order was played. Exact where they are
     equal; otherwise the chunks in flight are taken at their mean size. Logits live as often as the last chunk is
     in flight.
     """
@@ -86,12 +88,15 @@ def stage_peak(
     whole = [chunk.whole for chunk in chunks]
     states = dict(resident_bytes(setting, whole) if resident is None else resident)
     schedule = schedules.get(plan.schedule)
-    in_flight = schedule.peak_in_flight(plan.pipeline, stage, micro_batches, plan.virtual)
-    heads = np.clip(in_flight - (plan.virtual - 1) * plan.pipeline, 1, micro_batches)
-    logits = whole[-1].head_bytes
-    kept = sum(unit.saved_bytes for unit in whole) - logits
     working = max(unit.working_bytes for unit in whole)
-    states["activations"] = in_flight * kept / plan.virtual + heads * logits + working
+    if held_bytes is None:
+        assert schedule.peak_in_flight is not None
+        in_flight = schedule.peak_in_flight(plan.pipeline, stage, micro_batches, plan.virtual)
+        heads = np.clip(in_flight - (plan.virtual - 1) * plan.pipeline, 1, micro_batches)
+        logits = whole[-1].head_bytes
+        kept = sum(unit.saved_bytes for unit in whole) - logits
+        held_bytes = in_flight * kept / plan.virtual + heads * logits
+    states["activations"] = held_bytes + working
     flows = [flow for chunk in chunks for flow in chunk.traffic]
     states["gathered"] = max(flow.gathered_bytes for flow in flows) * (2 if len(flows) > 1 else 1)
     states["gradients"] = states.get("gradients", 0.0) + max(flow.gradient_bytes for flow in flows)

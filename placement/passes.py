@@ -116,10 +116,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class PassPrice:
-    """Seconds of one forward and one backward pass by category."""
+    """Seconds of one forward and one backward pass by category; `weight` is the part of the backward pass that only
+    weight gradients need, which schedules that split it run later (W)."""
 
     forward: Seconds
     backward: Seconds
+    weight: Seconds = field(default_factory=dict)
 
 
 def _operators_price(setting: Setting, operators: tuple[Operator, ...], frozen: bool = False) -> PassPrice:
@@ -128,14 +130,17 @@ def _operators_price(setting: Setting, operators: tuple[Operator, ...], frozen: 
     whole = setting.stack.attention_backward == "whole"
     forward: Seconds = {}
     backward: Seconds = {}
+    weight: Seconds = {}
     for operator in operators:
         add(forward, pricer.forward_s(operator))
+        if operator.category == "gemm" and not frozen:
+            add(weight, {"gemm": pricer.gemm_s(operator, operator.k, operator.n, operator.m)})
         if frozen and operator.category == "gemm":
             add(backward, {"gemm": pricer.gemm_s(operator, operator.m, operator.k, operator.n)})
         else:
             squared = whole and operator.category == "attention"
             add(backward, pricer.backward_s(operator), WHOLE_SQUARE if squared else 1.0)
-    return PassPrice(forward, backward)
+    return PassPrice(forward, backward, weight)
 
 
 def overlapped(communication_s: Number, beside_s: Number, overlap_cost: Number) -> tuple[Number, Number]:
@@ -245,24 +250,27 @@ def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> Pas
             beside = seconds.get("attention" if name == "context" else "gemm", 0.0) if overlaps else 0.0
             exposed, contention = overlapped(communication_s, beside, cost)
             add(seconds, {f"{name}_communication": exposed, "contention": contention})
-    return PassPrice(forward, backward)
+    return PassPrice(forward, backward, price.weight)
 
 
 def _with_host(setting: Setting, price: PassPrice, host_s: Number) -> PassPrice:
     """A pass takes at least as long as the host needs to launch it."""
-    passes = []
-    for seconds in (price.forward, price.backward):
-        passes.append(add(dict(seconds), {"launch": waiting_for_host_s(total(seconds), host_s)}))
-    return PassPrice(*passes)
+    forward, backward = (
+        add(dict(seconds), {"launch": waiting_for_host_s(total(seconds), host_s)})
+        for seconds in (price.forward, price.backward)
+    )
+    return PassPrice(forward, backward, price.weight)
 
 
 def _joined(*prices: PassPrice) -> PassPrice:
     forward: Seconds = {}
     backward: Seconds = {}
+    weight: Seconds = {}
     for price in prices:
         add(forward, price.forward)
         add(backward, price.backward)
-    return PassPrice(forward, backward)
+        add(weight, price.weight)
+    return PassPrice(forward, backward, weight)
 
 
 def layer_price(setting: Setting, layer: Layer) -> PassPrice:
@@ -287,7 +295,7 @@ def layer_price(setting: Setting, layer: Layer) -> PassPrice:
         repeats = "attention" if plan.recompute == "selective" else "memory_bound"
         again = tuple(operator for operator in operators if operator.category == repeats)
         repeated = total(_operators_price(setting, again).forward)
-    return PassPrice(price.forward, add(dict(price.backward), {"recompute": repeated}))
+    return PassPrice(price.forward, add(dict(price.backward), {"recompute": repeated}), price.weight)
 
 
 def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from costmodel import collectives, network
 from costmodel.operators import Number
 from placement import schedules
 from placement.memory import resident_bytes, stage_peak
-from placement.passes import Seconds, Setting, add, overlapped, sent_bytes, total
+from placement.passes import Seconds, Setting, add, overlapped, total
+from placement.pipeline import OutputLayer, hop_s, output_layer, played, stages_of_rank
 from placement.plan import micro_batches
+from placement.schedules import Schedule
 from placement.state_traffic import (
     ChunkTraffic,
     UnitTraffic,
@@ -78,7 +79,9 @@ class _Stage:
     resident: Mapping[str, Number]
 
 
-def _stage(setting: Setting, chunks: list[ChunkTraffic], micro_batches: int) -> _Stage:
+def _stage(
+    setting: Setting, chunks: list[ChunkTraffic], micro_batches: int, output: OutputLayer | None
+) -> _Stage:
     seconds: dict[str, Seconds] = {"forward": {}, "backward": {}}
     for chunk in chunks:
         counted = Counter(id(unit) for unit in chunk.layers)
@@ -89,6 +92,9 @@ def _stage(setting: Setting, chunks: list[ChunkTraffic], micro_batches: int) -> 
     step = add(add({}, seconds["forward"], micro_batches), seconds["backward"], micro_batches)
     add(step, _once_s(setting, chunks, forward_s, backward_s))
     whole = [chunk.whole for chunk in chunks]
+    if output is not None:
+        add(add(step, output.logits, micro_batches), output.gradients, micro_batches)
+        whole.append(output.unit)
     add(step, {"optimizer": optimizer_s(setting, whole)})
     plain = {category: float(value) for category, value in step.items()}
     return _Stage(plain, forward_s, backward_s, resident_bytes(setting, whole))
@@ -100,35 +106,32 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
     The bubble law takes the mean of the other stages, which makes it exact for 1F1B and GPipe with unequal
     stages: (m - 1) max + sum. Raises PlanError where batch or layers do not divide.
     """
-    plan, stages, virtual = setting.plan, int(setting.plan.pipeline), int(setting.plan.virtual)
+    plan, stages = setting.plan, int(setting.plan.pipeline)
     count = int(micro_batches(plan, global_batch))
     schedule = schedules.get(plan.schedule)
     pipeline = chunks_with_traffic(setting)
     of_stage: list[_Stage] = []
     peaks = []
     equal: dict[tuple[int, ...], _Stage] = {}
+    output = output_layer(setting) if schedule.barriers else None
+    play = None
+    if schedule.bubble_s is None or schedule.peak_in_flight is None or schedule.splits_backward:
+        play = played(setting, pipeline, count)
     for stage in range(stages):
-        chunks = [pipeline[schedule.stage_of(stage, chunk, stages, virtual)] for chunk in range(virtual)]
+        chunks = [pipeline[number] for number in stages_of_rank(setting, stage)]
         key = tuple(id(chunk.whole) for chunk in chunks)
         if key not in equal:
-            equal[key] = _stage(setting, chunks, count)
+            equal[key] = _stage(setting, chunks, count // schedule.routes, output)
         of_stage.append(equal[key])
-        peaks.append(stage_peak(setting, stage, chunks, count, equal[key].resident))
-    forwards, backwards = [one.forward_s for one in of_stage], [one.backward_s for one in of_stage]
+        held = None if play is None else float(play.peak[stage])
+        peaks.append(stage_peak(setting, stage, chunks, count, equal[key].resident, held))
     per_stage = [dict(one.seconds) for one in of_stage]
-    slowest = max(range(stages), key=lambda stage: forwards[stage] + backwards[stage])
-    others = max(stages - 1, 1)
-    latency_s = _send_s(setting)
-    bubble = schedule.bubble_s(
-        stages,
-        count,
-        virtual,
-        (sum(forwards) - forwards[slowest]) / others,
-        (sum(backwards) - backwards[slowest]) / others,
-        latency_s,
-    )
+    if play is None:
+        bubble_s = _bubble_s(setting, schedule, of_stage, count)
+    else:
+        bubble_s = play.makespan_s - float(play.busy_s.max())
     norm_s = float(norm_reduction_s(setting))
-    step_time_s = max(sum(parts.values()) for parts in per_stage) + float(bubble) + norm_s
+    step_time_s = max(sum(parts.values()) for parts in per_stage) + bubble_s + norm_s
     mean: Seconds = {}
     for parts in per_stage:
         add(parts, {"data_communication": norm_s})
@@ -143,11 +146,19 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
     )
 
 
-def _send_s(setting: Setting) -> float:
-    """One hop of activations between neighbouring stages."""
-    plan, cluster = setting.plan, setting.cluster
-    if plan.pipeline == 1:
-        return 0.0
-    size_bytes = sent_bytes(setting)
-    crosses = plan.tensor * plan.context * plan.data >= cluster.node.scale_up_domain
-    return float(collectives.point_to_point_s(size_bytes, crosses, network.paths(cluster)))
+def _bubble_s(setting: Setting, schedule: Schedule, of_stage: list[_Stage], count: int) -> float:
+    """The schedule's law, with the slowest stage in its steady state and the others' mean in its ramps."""
+    assert schedule.bubble_s is not None
+    forwards, backwards = [one.forward_s for one in of_stage], [one.backward_s for one in of_stage]
+    slowest = max(range(len(of_stage)), key=lambda stage: forwards[stage] + backwards[stage])
+    others = max(len(of_stage) - 1, 1)
+    return float(
+        schedule.bubble_s(
+            len(of_stage),
+            count,
+            int(setting.plan.virtual),
+            (sum(forwards) - forwards[slowest]) / others,
+            (sum(backwards) - backwards[slowest]) / others,
+            hop_s(setting, 0),
+        )
+    )

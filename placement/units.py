@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from costmodel import parameters
 from costmodel.activations import head_bytes, layer_bytes
 from costmodel.architecture import Layer
 from costmodel.kernels import OPERAND_BYTES
-from costmodel.operators import Number
+from costmodel.operators import Number, layer_operators
+from placement import schedules
 from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price
 from placement.plan import layers_of_chunks
 
@@ -26,7 +27,8 @@ class Unit:
     `dense_parameters` and `expert_parameters` are what tensor and expert parallelism leave on this rank (before
     any sharding over data ranks); the trainable ones have gradients and optimizer states. `saved_bytes` live
     from forward to backward, `working_bytes` during the backward pass only (a recomputed layer); `head_bytes` is
-    the part of saved_bytes that logits take.
+    the part of saved_bytes that logits take, `weight_bytes` what a split backward pass keeps for the weight
+    gradients: inputs and output gradients of the linear layers (32 s b h a layer; arXiv 2401.10241, table 1).
     """
 
     price: PassPrice
@@ -37,6 +39,7 @@ class Unit:
     saved_bytes: Number
     working_bytes: Number
     head_bytes: Number = 0.0
+    weight_bytes: Number = 0.0
 
     @property
     def weights(self) -> tuple[tuple[Number, Number, bool], ...]:
@@ -73,7 +76,11 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
     trainable = held
     if setting.plan.trainable == "lora":
         trainable = (parameters.adapter_parameters(layer.attention, model.hidden, setting.plan.lora_rank), 0.0)
-    return Unit(layer_price(setting, layer), *held, *trainable, kept, working)
+    operands = 2.0 * setting.widening * sum(
+        operator.m * (operator.k + operator.n) * operator.groups
+        for operator in layer_operators(model, layer, setting.shard) if operator.category == "gemm"
+    )
+    return Unit(layer_price(setting, layer), *held, *trainable, kept, working, weight_bytes=operands)
 
 
 def _ends(setting: Setting) -> tuple[Unit, Unit]:
@@ -98,13 +105,15 @@ def merged(units: Sequence[Unit]) -> Unit:
     """Several units as one; only one layer at a time is recomputed, so working bytes do not add."""
     forward: Seconds = {}
     backward: Seconds = {}
+    weight: Seconds = {}
     counted = Counter(id(unit) for unit in units)
     distinct = [(unit, counted[key]) for key, unit in {id(unit): unit for unit in units}.items()]
     for unit, times in distinct:
         add(forward, unit.price.forward, times)
         add(backward, unit.price.backward, times)
+        add(weight, unit.price.weight, times)
     return Unit(
-        PassPrice(forward, backward),
+        PassPrice(forward, backward, weight),
         sum(times * unit.dense_parameters for unit, times in distinct),
         sum(times * unit.expert_parameters for unit, times in distinct),
         sum(times * unit.trainable_dense for unit, times in distinct),
@@ -112,14 +121,31 @@ def merged(units: Sequence[Unit]) -> Unit:
         sum(times * unit.saved_bytes for unit, times in distinct),
         max((unit.working_bytes for unit, _ in distinct), default=0.0),
         sum(times * unit.head_bytes for unit, times in distinct),
+        sum(times * unit.weight_bytes for unit, times in distinct),
+    )
+
+
+def vocabulary_share(setting: Setting) -> Unit:
+    """Embedding and head of a p-th of the vocabulary: what each pipeline rank holds and computes of them where they
+    are split over the pipeline (arXiv 2411.05288, section 3)."""
+    split = -(-setting.model.vocabulary // int(setting.plan.pipeline))
+    _, head = _ends(replace(setting, model=replace(setting.model, vocabulary=split)))
+    held = parameters.embedding_parameters(setting.model) / setting.plan.pipeline / setting.plan.tensor
+    trained = 0.0 if setting.plan.trainable == "lora" else held
+    return replace(
+        head,
+        dense_parameters=head.dense_parameters + held,
+        trainable_dense=head.trainable_dense + trained,
     )
 
 
 def chunk_units(setting: Setting) -> list[tuple[Unit, ...]]:
     """The units of every chunk of the pipeline in model order, one a layer; equal layers share one object.
 
-    The embedding belongs to the first unit of the first chunk, the head to the last unit of the last chunk.
+    The embedding belongs to the first unit of the first chunk, the head to the last unit of the last chunk, unless
+    the schedule splits both over all ranks.
     """
+    split_ends = schedules.get(setting.plan.schedule).barriers > 0
     model = setting.model
     of_layer = {layer: _layer_unit(setting, layer) for layer in set(model.layers)}
     embedding, head = _ends(setting)
@@ -127,9 +153,9 @@ def chunk_units(setting: Setting) -> list[tuple[Unit, ...]]:
     result, first = [], 0
     for index, size in enumerate(sizes):
         units = [of_layer[layer] for layer in model.layers[first : first + size]]
-        if index == 0:
+        if index == 0 and not split_ends:
             units = [merged([embedding, *units[:1]]), *units[1:]]
-        if index == len(sizes) - 1:
+        if index == len(sizes) - 1 and not split_ends:
             units = [*units[:-1], merged([*units[-1:], head])]
         result.append(tuple(units))
         first += size

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from costmodel import collectives, network
 from placement import schedules
 from placement.memory import resident_bytes
-from placement.passes import Setting, add, sent_bytes, total
+from placement.passes import PassPrice, Seconds, Setting, add, total
+from placement.pipeline import (
+    OutputLayer,
+    hop_s,
+    host_bandwidth_bytes_per_s,
+    orders_of,
+    output_layer,
+    ranks_of_nodes,
+    stage_passes,
+    stages_of_rank,
+)
 from placement.plan import micro_batches
 from placement.state_traffic import ChunkTraffic, chunks_with_traffic, norm_reduction_s, optimizer_s
 from placement.units import Unit
@@ -23,8 +33,8 @@ from simulator.program import Program, ProgramBuilder
 class Slot:
     """One unit of one pass in the order of a stage, with the state traffic that goes with it."""
 
-    kind: str  # "F" or "B"
-    chunk: int  # in model order over the whole pipeline
+    kind: str  # of placement.schedules.order.KINDS
+    node: int  # stage in model order; those of a second route follow the first's
     micro_batch: int
     unit: Unit
     gather_s: float = 0.0
@@ -34,6 +44,7 @@ class Slot:
     gradient_bytes: float = 0.0  # gradients dropped once they are reduced
     opens: bool = True  # first unit of its pass
     closes: bool = True  # last unit of its pass
+    joined: bool = False  # runs in one slot with the slot before
 
 
 @dataclass(frozen=True)
@@ -41,50 +52,71 @@ class Lowered:
     """The program of a step and what a reader needs to find passes in it again."""
 
     program: Program
-    passes: tuple[tuple[int, int, str, int, int], ...]  # (task, stage, "F" or "B", chunk, micro-batch)
+    passes: tuple[tuple[int, int, str, int, int], ...]  # (task, rank, kind of pass, stage, micro-batch)
     micro_batches: int
 
 
-def slots(order: list[schedules.Pass], chunk_of: list[int], chunks: tuple[ChunkTraffic, ...], count: int) -> list[Slot]:
-    """The order of a stage with its units and what each gathers and reduces; `count` micro-batches.
+def slots(
+    order: list[schedules.Pass], node_of: list[int], chunks: tuple[ChunkTraffic, ...], count: int, last: str
+) -> list[Slot]:
+    """The order of a rank with its units and what each gathers and reduces; `count` micro-batches.
 
+    `last` is the kind of pass behind which gradients are whole: "W" where the backward is split, else "B".
     Parameters that stay gathered come once a step, in the first forward pass of their chunk; gradients that
     accumulate locally leave in the last backward pass of their chunk. Passes with such traffic go layer by
     layer, the others as one unit. What traffic once a step slows down beside it is spread evenly over the
     passes of the chunk (a simplification).
     """
-    last_backward = {step.chunk: index for index, step in enumerate(order) if step.kind == "B"}
+    final_of = {step.chunk: index for index, step in enumerate(order) if step.kind == last}
     seen: set[int] = set()
     result = []
     for index, step in enumerate(order):
-        number, forward = chunk_of[step.chunk], step.kind == "F"
-        chunk = chunks[number]
-        once, final = forward and number not in seen, last_backward[step.chunk] == index
-        seen.add(number)
-        spread_s = float(chunk.step_s) / (2 * count)
-        if not (chunk.step_s and (once or final)) and not chunk.within_passes:
-            result.append(Slot(step.kind, number, step.micro_batch, chunk.whole, beside_s=spread_s))
+        if step.kind in "ST":
+            result.append(Slot(step.kind, index, step.micro_batch, _NOTHING, joined=step.joined))
             continue
-        pairs = chunk.pairs
-        for position, (unit, flows) in enumerate(pairs if forward else reversed(pairs)):
-            gather_s = flows.forward_gather_s if forward else flows.backward_gather_s
-            reduce_s = 0.0 if forward else flows.backward_reduce_s
+        node = node_of[step.chunk]
+        chunk = chunks[node % len(chunks)]
+        once, final = step.kind == "F" and node not in seen, final_of[step.chunk] == index
+        seen.add(node)
+        spread_s = float(chunk.step_s) / (2 * count) if step.kind in "FB" else 0.0
+        if step.kind in "OL" or (not (chunk.step_s and (once or final)) and not chunk.within_passes):
             result.append(
-                Slot(
-                    step.kind,
-                    number,
-                    step.micro_batch,
-                    unit,
-                    gather_s=float(gather_s + (flows.step_gather_s if once else 0.0)),
-                    reduce_s=float(reduce_s + (flows.step_reduce_s if final else 0.0)),
-                    beside_s=float(gather_s + reduce_s) + spread_s / len(pairs),
-                    gathered_bytes=float(flows.gathered_bytes) if gather_s else 0.0,
-                    gradient_bytes=float(flows.gradient_bytes) if reduce_s else 0.0,
-                    opens=position == 0,
-                    closes=position == len(pairs) - 1,
-                )
+                Slot(step.kind, node, step.micro_batch, chunk.whole, beside_s=spread_s, joined=step.joined)
             )
+            continue
+        result += _layer_slots(step, node, chunk, spread_s, once, final, last)
     return result
+
+
+def _layer_slots(
+    step: schedules.Pass, node: int, chunk: ChunkTraffic, spread_s: float, once: bool, final: bool, last: str
+) -> list[Slot]:
+    """One pass layer by layer; backward passes run through the layers in reverse."""
+    pairs, forward = chunk.pairs, step.kind == "F"
+    result = []
+    for position, (unit, flows) in enumerate(pairs if forward else reversed(pairs)):
+        gather_s = {"F": flows.forward_gather_s, "B": flows.backward_gather_s}.get(step.kind, 0.0)
+        reduce_s = flows.backward_reduce_s if step.kind == last else 0.0
+        result.append(
+            Slot(
+                step.kind,
+                node,
+                step.micro_batch,
+                unit,
+                gather_s=float(gather_s + (flows.step_gather_s if once else 0.0)),
+                reduce_s=float(reduce_s + (flows.step_reduce_s if final else 0.0)),
+                beside_s=float(gather_s + reduce_s) + spread_s / len(pairs),
+                gathered_bytes=float(flows.gathered_bytes) if gather_s else 0.0,
+                gradient_bytes=float(flows.gradient_bytes) if reduce_s else 0.0,
+                opens=position == 0,
+                closes=position == len(pairs) - 1,
+                joined=step.joined or position > 0,
+            )
+        )
+    return result
+
+
+_NOTHING = Unit(PassPrice({}, {}), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class _Lowering:
@@ -92,22 +124,32 @@ class _Lowering:
 
     def __init__(self, setting: Setting, global_batch: int) -> None:
         self.setting, self.plan = setting, setting.plan
+        self.schedule = schedules.get(setting.plan.schedule)
         self.stages = int(setting.plan.pipeline)
         self.build = ProgramBuilder()
         self.micro_batches = int(micro_batches(setting.plan, global_batch))
         self.chunks = chunks_with_traffic(setting)
-        self.first: dict[tuple[str, int, int], int] = {}  # pass -> its first compute task
+        self.output = output_layer(setting) if self.schedule.barriers else None
+        self.rank_of = ranks_of_nodes(setting)
+        self.first: dict[tuple[str, int, int], int] = {}  # pass -> the first compute task of its slot
         self.sent: dict[tuple[str, int, int], int] = {}  # pass -> the task that hands its result on
+        self.ended: dict[tuple[str, int, int], int] = {}  # F, O and L passes -> their last task
+        self.opened = -1  # first task of the slot that is being emitted
+        self.open_passes: list[tuple[tuple[str, int, int], int, Slot]] = []  # of that slot
+        self.last_compute: dict[int, int] = {}  # by rank
         self.passes: list[tuple[int, int, str, int, int]] = []
         self.reductions: list[int] = []
-        weight = float(setting.plan.tensor * setting.plan.data * setting.plan.context)
+        self.weight = int(setting.plan.tensor * setting.plan.data * setting.plan.context)
         self.streams = [
-            {name: self.build.stream(stage, name, weight) for name in ("compute", "data", "send F", "send B")}
+            {
+                name: self.build.stream(stage, name, float(self.weight))
+                for name in ("compute", "data", "send F", "send B")
+            }
             for stage in range(self.stages)
         ]
         self.overlap_cost = setting.constants.overlap_cost if "data" in setting.stack.overlap else 0.0
         self.priced: dict[tuple[int, str, float], tuple[int, float]] = {}  # unit, kind, beside -> profile, seconds
-        self.hop_s = [self.send_s(stage) for stage in range(self.stages)]
+        self.hop_s = [hop_s(setting, stage) for stage in range(self.stages)]
         self.data = self.build.profile({"data_communication": 1.0})
         self.pipeline = self.build.profile({"pipeline_communication": 1.0})
 
@@ -116,14 +158,18 @@ class _Lowering:
         return self.streams[stage][name if communication in self.setting.stack.overlap else "compute"]
 
     def run(self) -> Lowered:
-        plan, schedule = self.plan, schedules.get(self.plan.schedule)
-        virtual = int(plan.virtual)
-        orders = schedule.generate(pipeline=self.stages, micro_batches=self.micro_batches, chunks=virtual)
-        for stage, order in enumerate(orders):
-            chunk_of = [schedule.stage_of(stage, chunk, self.stages, virtual) for chunk in range(virtual)]
-            for state, size_bytes in resident_bytes(self.setting, self.units_of(stage)).items():
-                self.build.resident(stage, "hbm", state, float(size_bytes))
-            self.emit(stage, slots(order, chunk_of, self.chunks, self.micro_batches))
+        schedule = self.schedule
+        passes = stage_passes(self.chunks)
+        orders = orders_of(self.setting, passes, self.micro_batches)
+        last = "W" if schedule.splits_backward else "B"
+        for rank, order in enumerate(orders):
+            node_of = [
+                stage + (chunk * len(self.chunks) if schedule.routes > 1 else 0)
+                for chunk, stage in enumerate(stages_of_rank(self.setting, rank))
+            ]
+            for state, size_bytes in resident_bytes(self.setting, self.units_of(rank)).items():
+                self.build.resident(rank, "hbm", state, float(size_bytes))
+            self.emit(rank, slots(order, node_of, self.chunks, self.micro_batches // schedule.routes, last))
         self.connect()
         self.update()
         return Lowered(self.build.build(), tuple(self.passes), self.micro_batches)
@@ -135,7 +181,16 @@ class _Lowering:
         gather = self.gather(stage, sequence[0], -1)
         previous = -1
         for slot, following in zip(sequence, [*sequence[1:], None], strict=True):
+            if slot.kind in "OL":
+                self.copy(stage, slot)
+                gather = self.gather(stage, following, previous) if following else -1
+                continue
             task = self.compute(stage, slot, [gather] if gather >= 0 else [])
+            self.last_compute[stage] = task
+            if slot.kind == "F":
+                self.ended[slot.kind, slot.node, slot.micro_batch] = task
+            if following is None or not following.joined:
+                self.close(task)
             if slot.gathered_bytes:
                 build.memory(gather, "start", stage, "hbm", "gathered", slot.gathered_bytes)
                 build.memory(task, "end", stage, "hbm", "gathered", -slot.gathered_bytes)
@@ -159,62 +214,136 @@ class _Lowering:
         """(profile, seconds) of the compute task of a slot, with what the traffic beside it costs."""
         key = (id(slot.unit), slot.kind, slot.beside_s)
         if key not in self.priced:
-            price = slot.unit.price
-            seconds = add({}, price.forward if slot.kind == "F" else price.backward)
+            seconds = add({}, self.seconds(slot))
             hidden_s = min(slot.beside_s, float(total(seconds)))
             add(seconds, {"contention": self.overlap_cost * hidden_s})
             self.priced[key] = (self.build.profile(seconds), float(total(seconds)))
         return self.priced[key]
 
+    def seconds(self, slot: Slot) -> Seconds:
+        price = slot.unit.price
+        if slot.kind in "ST":
+            assert self.output is not None
+            return self.output.logits if slot.kind == "S" else self.output.gradients
+        if slot.kind == "F":
+            return price.forward
+        if slot.kind == "W":
+            return price.weight
+        seconds = add({}, price.backward)
+        for category, value in price.weight.items() if self.schedule.splits_backward else ():
+            seconds[category] = max(seconds[category] - value, 0.0)
+        return seconds
+
     def compute(self, stage: int, slot: Slot, after: list[int]) -> int:
-        """The compute task of a slot, its memory, and the send behind the last unit of a pass."""
-        build, unit = self.build, slot.unit
+        """The task of a slot, its memory, and the send behind the last unit of a pass."""
+        build = self.build
         profile, duration_s = self.price(slot)
         label = f"{slot.kind}{slot.micro_batch}"
         task = build.task(self.streams[stage]["compute"], label, profile, duration_s, after)
-        self.passes.append((task, stage, slot.kind, slot.chunk, slot.micro_batch))
-        saved, working = float(unit.saved_bytes), float(unit.working_bytes)
-        if slot.kind == "F":
-            build.memory(task, "start", stage, "hbm", "activations", saved)
-        else:
-            build.memory(task, "start", stage, "hbm", "activations", working)
-            build.memory(task, "end", stage, "hbm", "activations", -working - saved)
-        key = (slot.kind, slot.chunk, slot.micro_batch)
+        self.passes.append((task, stage, slot.kind, slot.node % len(self.chunks), slot.micro_batch))
+        self.hold(stage, slot, task)
+        self.opened = task if not slot.joined else self.opened
+        key = (slot.kind, stage if slot.kind in "ST" else slot.node, slot.micro_batch)
         if slot.opens:
-            self.first[key] = task
+            self.first[key] = self.opened
         if slot.closes:
-            self.sent[key] = self.send(stage, slot, task)
+            self.open_passes.append((key, stage, slot))
         return task
 
-    def send(self, stage: int, slot: Slot, task: int) -> int:
-        """Hands activations (or their gradients) to the stage of the next (previous) chunk."""
-        step = 1 if slot.kind == "F" else -1
-        if self.stages == 1 or not 0 <= slot.chunk + step < len(self.chunks):
-            return task
-        hop_s = self.hop_s[stage if slot.kind == "F" else stage - 1]
-        stream = self.stream(stage, "pipeline", f"send {slot.kind}")
-        return self.build.task(stream, f"send {slot.kind}{slot.micro_batch}", self.pipeline, hop_s, [task])
+    def close(self, task: int) -> None:
+        """Passes of one slot hand over what they made at its end."""
+        for key, stage, slot in self.open_passes:
+            self.sent[key] = self.send(stage, slot, task)
+        self.open_passes = []
 
-    def send_s(self, stage: int) -> float:
-        """Seconds of one hop between a stage and the next one (the last and the first), either way."""
-        plan, cluster = self.plan, self.setting.cluster
-        size_bytes = sent_bytes(self.setting)
-        ranks, domain = int(plan.tensor * plan.context * plan.data), cluster.node.scale_up_domain
-        crosses = stage * ranks // domain != (stage + 1) % self.stages * ranks // domain
-        return float(collectives.point_to_point_s(size_bytes, crosses, network.paths(cluster)))
+    def hold(self, stage: int, slot: Slot, task: int) -> None:
+        """Activations are there from the forward pass to the backward pass, the operands of weight gradients, where
+        they are computed later, to the W pass."""
+        build, unit = self.build, slot.unit
+        saved, working = float(unit.saved_bytes), float(unit.working_bytes)
+        later = float(unit.weight_bytes) if self.schedule.splits_backward else 0.0
+        if slot.kind == "F":
+            build.memory(task, "start", stage, "hbm", "activations", saved)
+        elif slot.kind == "B":
+            build.memory(task, "start", stage, "hbm", "activations", working)
+            build.memory(task, "end", stage, "hbm", "activations", later - working - saved)
+        elif slot.kind == "W":
+            build.memory(task, "end", stage, "hbm", "activations", -later)
+        elif self.output is not None:
+            when, sign = ("start", 1.0) if slot.kind == "S" else ("end", -1.0)
+            build.memory(task, when, stage, "hbm", "activations", sign * self.output.held_bytes)
+
+    def copy(self, stage: int, slot: Slot) -> None:
+        """A chunk's activations to the host behind its forward pass, or back before its backward pass."""
+        build, size_bytes = self.build, float(slot.unit.saved_bytes)
+        seconds = size_bytes / host_bandwidth_bytes_per_s(self.setting)
+        out = slot.kind == "O"
+        last = self.last_compute.get(stage)
+        source = self.ended[("F" if out else "O", slot.node, slot.micro_batch)]
+        after = [source] if out or last is None else [source, last]
+        profile = build.profile({"offload": 1.0})
+        stream = build.stream(stage, "copy", self.weight)
+        task = build.task(stream, f"{slot.kind}{slot.micro_batch}", profile, seconds, after)
+        if out:
+            build.memory(task, "end", stage, "hbm", "activations", -size_bytes)
+        else:
+            build.memory(task, "start", stage, "hbm", "activations", size_bytes)
+        self.ended[(slot.kind, slot.node, slot.micro_batch)] = task
+
+    def send(self, stage: int, slot: Slot, task: int) -> int:
+        """Hands activations (or their gradients) to the rank of the next (previous) stage."""
+        step, count = {"F": 1, "B": -1}.get(slot.kind, 0), len(self.chunks)
+        if not step or not 0 <= slot.node % count + step < count:
+            return task
+        there = self.rank_of[slot.node + step]
+        if there == stage:
+            return task
+        wire = min(stage, there) if abs(stage - there) == 1 else max(stage, there)
+        stream = self.stream(stage, "pipeline", f"send {slot.kind}")
+        label = f"send {slot.kind}{slot.micro_batch}"
+        return self.build.task(stream, label, self.pipeline, self.hop_s[wire], [task])
 
     def connect(self) -> None:
-        """Forward passes wait for the chunk before, backward passes for the chunk after."""
-        for (kind, chunk, micro_batch), task in self.first.items():
-            source = ("F", chunk - 1, micro_batch) if kind == "F" else ("B", chunk + 1, micro_batch)
-            if kind == "B" and chunk == len(self.chunks) - 1:
-                source = ("F", chunk, micro_batch)
-            if source in self.sent:
-                self.build.add_dependency(task, self.sent[source])
+        """Forward passes wait for the stage before, backward passes for the stage after, W for B, B for a copy."""
+        count = len(self.chunks)
+        for (kind, node, micro_batch), task in self.first.items():
+            sources = []
+            if kind == "F" and node % count:
+                sources.append(("F", node - 1, micro_batch))
+            elif kind == "B":
+                sources.append(("B", node + 1, micro_batch) if node % count < count - 1 else ("F", node, micro_batch))
+            for source in sources:
+                if self.first[source] != task:
+                    self.build.add_dependency(task, self.sent[source])
+            if kind == "B" and ("L", node, micro_batch) in self.ended:
+                self.build.add_dependency(task, self.ended["L", node, micro_batch])
+        if self.output is not None:
+            self.meet(self.output)
+
+    def meet(self, output: OutputLayer) -> None:
+        """The meetings of all ranks in a split output layer, on streams of their own."""
+        build, final = self.build, len(self.chunks) - 1
+        ranks = range(self.stages)
+        streams = [build.stream(0, name, self.weight) for name in ("broadcast", "meeting", "second meeting")]
+        for j in range(self.micro_batches):
+            ready = [self.sent["F", final, j]]
+            broadcast = build.task(streams[0], f"broadcast {j}", self.pipeline, output.broadcast_s, ready)
+            for rank in ranks:
+                build.add_dependency(self.first["S", rank, j], broadcast)
+            logits = [self.sent["S", rank, j] for rank in ranks]
+            seconds = output.meeting_s / self.schedule.barriers
+            met = build.task(streams[1], f"meeting {j}", self.pipeline, seconds, logits)
+            for rank in ranks:
+                build.add_dependency(self.first["T", rank, j], met)
+            if self.schedule.barriers == 2:
+                gradients = [self.sent["T", rank, j] for rank in ranks]
+                met = build.task(streams[2], f"second meeting {j}", self.pipeline, seconds, gradients)
+            build.add_dependency(self.first["B", final, j], met)
 
     def update(self) -> None:
         """Optimizer step behind the global gradient norm, which waits for every stage's gradients."""
         norm = self.build.profile({"data_communication": 1.0})
+        self.reduce_copies()
         ends = self.reductions or list(self.sent.values())
         barrier = self.build.task(
             self.streams[0]["data"], "gradient norm", norm, norm_reduction_s(self.setting), after=ends
@@ -224,10 +353,23 @@ class _Lowering:
             duration_s = float(optimizer_s(self.setting, self.units_of(stage)))
             self.build.task(self.streams[stage]["compute"], "optimizer", optimizer, duration_s, after=[barrier])
 
-    def units_of(self, stage: int) -> list[Unit]:
-        schedule, virtual = schedules.get(self.plan.schedule), int(self.plan.virtual)
-        numbers = [schedule.stage_of(stage, chunk, self.stages, virtual) for chunk in range(virtual)]
-        return [self.chunks[number].whole for number in numbers]
+    def reduce_copies(self) -> None:
+        """Gradients of the two copies of each stage, where micro-batches go both ways, are added up."""
+        if self.schedule.routes == 1:
+            return
+        for rank in range(self.stages):
+            held = self.units_of(rank)
+            size_bytes = 4.0 * float(sum(unit.trainable_dense + unit.trainable_experts for unit in held))
+            group = network.group(self.setting.cluster, 2, self.weight)
+            seconds = float(self.setting.collective_s(collectives.all_reduce_s, size_bytes, group))
+            last = self.last_compute[rank]
+            self.reductions.append(
+                self.build.task(self.stream(rank, "data", "data"), "reduce copies", self.data, seconds, [last])
+            )
+
+    def units_of(self, rank: int) -> list[Unit]:
+        held = [self.chunks[number].whole for number in stages_of_rank(self.setting, rank)]
+        return [*held, self.output.unit] if self.output is not None else held
 
 
 def lower(setting: Setting, global_batch: int) -> Lowered:

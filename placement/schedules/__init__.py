@@ -8,9 +8,9 @@ from placement.schedules.evaluate import Evaluation, evaluate
 from placement.schedules.gpipe import GPIPE
 from placement.schedules.interleaved import INTERLEAVED_1F1B, INTERLEAVED_BFS
 from placement.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
-from placement.schedules.order import Orders, Pass, Schedule, ScheduleError
+from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, Times
 
-__all__ = ["Evaluation", "Orders", "Pass", "Schedule", "ScheduleError", "evaluate", "get", "names"]
+__all__ = ["Evaluation", "Orders", "Pass", "Request", "Schedule", "ScheduleError", "Times", "evaluate", "get", "names"]
 
 _KNOWN = {
     schedule.name: schedule

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from placement.schedules.order import Orders, Pass, Schedule
+from placement.schedules.order import Orders, Pass, Request, Schedule
 
 
-def order(pipeline: int, micro_batches: int, chunks: int, group: int) -> Orders:
-    passes = [Pass(kind, 0, j) for kind in "FB" for j in range(micro_batches)]
-    return [list(passes) for _ in range(pipeline)]
+def order(request: Request) -> Orders:
+    passes = [Pass(kind, 0, j) for kind in "FB" for j in range(request.micro_batches)]
+    return [list(passes) for _ in range(request.pipeline)]
 
 
-def bubble_s(p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0) -> Any:
+def bubble_s(p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0, weight_s: Any = 0.0) -> Any:
     """Seconds; exact. Shapes broadcast."""
-    return (p - 1) * (forward_s + backward_s + 2 * latency_s) + 0.0 * m * v
+    return (p - 1) * (forward_s + backward_s + 2 * latency_s) + 0.0 * (m * v + weight_s)
 
 
 def peak_in_flight(p: Any, rank: Any, m: Any, v: Any) -> Any:

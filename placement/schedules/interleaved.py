@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from placement.schedules.order import Orders, Pass, Schedule, ScheduleError
+from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError
 
 
 def depth_first_table(micro_batches: int, chunks: int, group: int) -> list[tuple[int, int]]:
@@ -31,8 +31,9 @@ def depth_first_table(micro_batches: int, chunks: int, group: int) -> list[tuple
     ]
 
 
-def order(pipeline: int, micro_batches: int, chunks: int, group: int) -> Orders:
+def order(request: Request) -> Orders:
     """Raises ScheduleError for a group size or a last group that Megatron refuses."""
+    pipeline, micro_batches, chunks, group = request.pipeline, request.micro_batches, request.chunks, request.group
     rest = micro_batches % group
     if not pipeline <= group <= micro_batches:
         raise ScheduleError(f"interleaved-1f1b: the group of micro-batches must be between the pipeline size "
@@ -64,20 +65,22 @@ def _in_turn(forwards: list[Pass], backwards: list[Pass], warm_up: int) -> list[
     return passes + backwards[steady:]
 
 
-def breadth_first_order(pipeline: int, micro_batches: int, chunks: int, group: int) -> Orders:
-    table = [(chunk, j) for chunk in range(chunks) for j in range(micro_batches)]
+def breadth_first_order(request: Request) -> Orders:
+    table = [(chunk, j) for chunk in range(request.chunks) for j in range(request.micro_batches)]
     forwards = [Pass("F", chunk, j) for chunk, j in table]
     backwards = [Pass("B", chunk, j) for chunk, j in reversed(table)]
-    return [forwards + backwards for _ in range(pipeline)]
+    return [forwards + backwards for _ in range(request.pipeline)]
 
 
-def bubble_s(p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0) -> Any:
+def bubble_s(
+    p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0, weight_s: Any = 0.0
+) -> Any:
     """Depth first, seconds; the same for every group size without latency. Shapes broadcast.
 
     Exact with the latency for groups of p (p divides m) while a hop is no longer than a chunk's pass,
     latency <= min(forward, backward)/v; a lower bound beyond (swept by playing the order).
     """
-    return (p - 1) * (forward_s + backward_s) / v + 2 * np.where(p > 1, p * v - 1, 0) * latency_s + 0.0 * m
+    return (p - 1) * (forward_s + backward_s) / v + 2 * np.where(p > 1, p * v - 1, 0) * latency_s + 0.0 * (m + weight_s)
 
 
 def peak_in_flight(p: Any, rank: Any, m: Any, v: Any, group: Any = None) -> Any:
@@ -86,7 +89,7 @@ def peak_in_flight(p: Any, rank: Any, m: Any, v: Any, group: Any = None) -> Any:
 
 
 def breadth_first_bubble_s(
-    p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0
+    p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0, weight_s: Any = 0.0
 ) -> Any:
     """Breadth first, seconds; exact for every m and latency. Shapes broadcast.
 
@@ -94,7 +97,7 @@ def breadth_first_bubble_s(
     """
     hop_s = np.where(p > 1, latency_s, 0.0)
     waits = sum(np.maximum(p * (t / v + hop_s) - m * t / v, 0.0) for t in (forward_s, backward_s))
-    return (p - 1) * ((forward_s + backward_s) / v + 2 * hop_s) + (v - 1) * waits
+    return (p - 1) * ((forward_s + backward_s) / v + 2 * hop_s) + (v - 1) * waits + 0.0 * weight_s
 
 
 def breadth_first_peak_in_flight(p: Any, rank: Any, m: Any, v: Any) -> Any:

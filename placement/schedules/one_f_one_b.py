@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from placement.schedules.order import Orders, Pass, Schedule
+from placement.schedules.order import Orders, Pass, Request, Schedule
 
 
 def one_f_one_b(micro_batches: int, warm_up: int) -> list[Pass]:
@@ -24,27 +24,31 @@ def one_f_one_b(micro_batches: int, warm_up: int) -> list[Pass]:
     return passes + [Pass("B", 0, j) for j in range(micro_batches - warm_up, micro_batches)]
 
 
-def order(pipeline: int, micro_batches: int, chunks: int, group: int) -> Orders:
-    return [one_f_one_b(micro_batches, pipeline - 1 - rank) for rank in range(pipeline)]
+def order(request: Request) -> Orders:
+    p, m = request.pipeline, request.micro_batches
+    return [one_f_one_b(m, p - 1 - rank) for rank in range(p)]
 
 
-def eager_order(pipeline: int, micro_batches: int, chunks: int, group: int) -> Orders:
-    return [one_f_one_b(micro_batches, 2 * (pipeline - 1 - rank)) for rank in range(pipeline)]
+def eager_order(request: Request) -> Orders:
+    p, m = request.pipeline, request.micro_batches
+    return [one_f_one_b(m, 2 * (p - 1 - rank)) for rank in range(p)]
 
 
-def bubble_s(p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0) -> Any:
+def bubble_s(p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0, weight_s: Any = 0.0) -> Any:
     """Seconds; exact for every m and latency. Shapes broadcast.
 
     The latency is paid 2 (m + p - 2 - floor((m + p - 2)/p)) times, which is 2 ((p - 1) m/p + p - 2) where p
     divides m (found by sweeping the played order; the tests repeat the sweep).
     """
     paid = m + p - 2 - (m + p - 2) // p
-    return (p - 1) * (forward_s + backward_s) + 2 * latency_s * paid + 0.0 * v
+    return (p - 1) * (forward_s + backward_s) + 2 * latency_s * paid + 0.0 * (v + weight_s)
 
 
-def eager_bubble_s(p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0) -> Any:
+def eager_bubble_s(
+    p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0, weight_s: Any = 0.0
+) -> Any:
     """Seconds; exact while 2 latency <= forward + backward, a lower bound beyond. Shapes broadcast."""
-    return (p - 1) * (forward_s + backward_s + 2 * latency_s) + 0.0 * m * v
+    return (p - 1) * (forward_s + backward_s + 2 * latency_s) + 0.0 * (m * v + weight_s)
 
 
 def peak_in_flight(p: Any, rank: Any, m: Any, v: Any) -> Any:

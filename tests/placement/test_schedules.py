@@ -160,7 +160,7 @@ def longest_path_makespan(
     chunks = 1 + max(one.chunk for one in orders[0])
     where = {schedule.stage_of(r, c, p, chunks): r for r in range(p) for c in range(chunks)}
     for rank, passes in enumerate(orders):
-        for kind, chunk, j in passes:
+        for kind, chunk, j, _ in passes:
             node = (kind, schedule.stage_of(rank, chunk, p, chunks), j)
             graph.add_edge((*node, "start"), (*node, "end"), weight=float(np.broadcast_to(
                 seconds[kind], p * chunks)[node[1]]))
@@ -246,11 +246,11 @@ def test_unknown_name_suggests_the_nearest() -> None:
 def test_orders_that_cannot_be_played_are_refused() -> None:
     schedule = schedules.get("1f1b")
     orders = schedule.generate(2, 2)
-    with pytest.raises(ScheduleError, match="expected 8 passes, got 7"):
+    with pytest.raises(ScheduleError, match=r"B of micro-batch 1 is missing on stage 0 \(rank 0\)"):
         evaluate([orders[0][:-1], orders[1]], schedule, 1.0, 1.0)
-    with pytest.raises(ScheduleError, match="expected 8 passes, got 8, 7 distinct"):
+    with pytest.raises(ScheduleError, match="rank 0 runs F0 of chunk 0 twice"):
         evaluate([orders[0][:-1] + orders[0][:1], orders[1]], schedule, 1.0, 1.0)
-    with pytest.raises(ScheduleError, match=r"can never be played.*stage 0 \(rank 0\)"):
+    with pytest.raises(ScheduleError, match=r"can never be played.*stage 0 \(rank 0, pass 0\)"):
         evaluate([[orders[0][2], *orders[0][:2], orders[0][3]], orders[1]], schedule, 1.0, 1.0)
-    with pytest.raises(ScheduleError, match="runs FB, not"):
+    with pytest.raises(ScheduleError, match="there is no F pass; it runs F, B"):
         evaluate([[Pass("W", 0, 0)]], schedule, 1.0, 1.0)

@@ -112,7 +112,7 @@ def test_a_lowered_schedule_has_the_bubble_and_memory_of_its_law(name: str, p: i
     task = {}
     for rank, passes in enumerate(schedule.generate(p, m, v)):
         stream = build.stream(rank, "compute")
-        for kind, chunk, j in passes:
+        for kind, chunk, j, _ in passes:
             stage = schedule.stage_of(rank, chunk, p, v)
             index = build.task(stream, f"{kind}{j}", profiles[kind], seconds[kind])
             task[kind, stage, j] = index

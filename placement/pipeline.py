@@ -1,0 +1,166 @@
+"""What a plan's schedule is asked for: the pass times and bytes of its chunks, and the order that follows.
+
+The closed form and the event player share it, so that a schedule that looks at times (ZB-1p, V-Half, ...) is the
+same order in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodel import collectives, network
+from placement import schedules
+from placement.passes import Seconds, Setting, add, sent_bytes, total
+from placement.schedules import Evaluation, Orders, Times
+from placement.state_traffic import ChunkTraffic
+from placement.units import Unit, vocabulary_share
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StagePasses:
+    """One chunk of each stage, [stages]: seconds of its passes and bytes that it keeps.
+
+    `held_bytes` from F to B, `weight_bytes` from B to W; without a split backward the latter do not count.
+    """
+
+    forward_s: Floats
+    backward_s: Floats  # for the input alone
+    weight_s: Floats
+    held_bytes: Floats
+    weight_bytes: Floats
+
+
+def stage_passes(chunks: Sequence[ChunkTraffic]) -> StagePasses:
+    units = [chunk.whole for chunk in chunks]
+    weight_s = np.array([float(total(unit.price.weight)) for unit in units])
+    return StagePasses(
+        np.array([float(total(unit.price.forward)) for unit in units]),
+        np.array([float(total(unit.price.backward)) for unit in units]) - weight_s,
+        weight_s,
+        np.array([float(unit.saved_bytes) for unit in units]),
+        np.array([float(unit.weight_bytes) for unit in units]),
+    )
+
+
+def hop_s(setting: Setting, stage: int) -> float:
+    """Seconds of one hop of activations between a rank and the next one (the last and the first), either way."""
+    plan, cluster = setting.plan, setting.cluster
+    stages = int(plan.pipeline)
+    if stages == 1:
+        return 0.0
+    ranks, domain = int(plan.tensor * plan.context * plan.data), cluster.node.scale_up_domain
+    crosses = stage * ranks // domain != (stage + 1) % stages * ranks // domain
+    return float(collectives.point_to_point_s(sent_bytes(setting), crosses, network.paths(cluster)))
+
+
+def chunks_per_rank(setting: Setting) -> int:
+    """Chunks that a rank holds; a schedule with two routes holds every stage twice."""
+    return int(setting.plan.virtual) * schedules.get(setting.plan.schedule).routes
+
+
+def stages_of_rank(setting: Setting, rank: int) -> list[int]:
+    """The stage, in model order, of each chunk of a rank."""
+    schedule, chunks = schedules.get(setting.plan.schedule), chunks_per_rank(setting)
+    return [schedule.stage_of(rank, chunk, int(setting.plan.pipeline), chunks) for chunk in range(chunks)]
+
+
+def ranks_of_nodes(setting: Setting) -> list[int]:
+    """The rank of every stage in model order; the stages of a second route follow the first's."""
+    ranks, routes = int(setting.plan.pipeline), schedules.get(setting.plan.schedule).routes
+    stages = int(setting.plan.chunks)
+    result = [0] * (stages * routes)
+    for rank in range(ranks):
+        for chunk, stage in enumerate(stages_of_rank(setting, rank)):
+            result[stage + (chunk * stages if routes > 1 else 0)] = rank
+    return result
+
+
+def orders_of(setting: Setting, passes: StagePasses, micro_batches: int) -> Orders:
+    """The order of passes on every rank, made for the mean times of these chunks where the schedule looks at them.
+
+    Raises ScheduleError where the schedule does not run this many ranks, chunks or micro-batches.
+    """
+    plan = setting.plan
+    schedule = schedules.get(plan.schedule)
+    hops = [hop_s(setting, stage) for stage in range(int(plan.pipeline))]
+    times = Times(
+        float(passes.forward_s.mean()), float(passes.backward_s.mean()), float(passes.weight_s.mean()), max(hops)
+    )
+    held = float(passes.held_bytes.sum())
+    share = float(np.clip(passes.weight_bytes.sum() / held, 0.0, 1.0)) if held else 0.0
+    return schedule.generate(
+        int(plan.pipeline), micro_batches, chunks_per_rank(setting), times=times, weight_share=share
+    )
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """What a rank does and holds of an output layer that is split over all pipeline ranks (arXiv 2411.05288, section
+    4), per micro-batch.
+
+    With one meeting the input gradient is part of S and of what the ranks add up, with two it is part of T.
+    """
+
+    unit: Unit
+    logits: Seconds  # S
+    gradients: Seconds  # T
+    held_bytes: float  # from S to T: logits and the copy of the last stage's output
+    broadcast_s: float  # of the last stage's output
+    meeting_s: float  # all-reduce of maxima and sums, and of the input gradient
+
+
+def output_layer(setting: Setting) -> OutputLayer:
+    plan, schedule = setting.plan, schedules.get(setting.plan.schedule)
+    share = vocabulary_share(setting)
+    logits, gradients = dict(share.price.forward), dict(share.price.backward)
+    if schedule.barriers == 1:
+        for category, seconds in share.price.weight.items():
+            gradients[category] -= seconds
+        logits, gradients = add(logits, gradients), dict(share.price.weight)
+    hidden_bytes = float(sent_bytes(setting) * plan.tensor)
+    group = network.group(setting.cluster, plan.pipeline, plan.tensor * plan.context * plan.data)
+    rows_bytes = 8.0 * float(setting.shard.tokens)  # fp32 maximum and sum of each token
+    meeting_s = float(
+        setting.collective_s(collectives.all_reduce_s, rows_bytes, group)
+        + setting.collective_s(collectives.all_reduce_s, hidden_bytes / plan.tensor, group)
+    )
+    broadcast_s = float(setting.collective_s(collectives.all_gather_s, hidden_bytes / plan.tensor, group))
+    return OutputLayer(share, logits, gradients, float(share.saved_bytes) + hidden_bytes, broadcast_s, meeting_s)
+
+
+def played(setting: Setting, chunks: Sequence[ChunkTraffic], micro_batches: int) -> Evaluation:
+    """The order alone, played with these chunks' times and bytes (memory in bytes of activations)."""
+    passes, schedule = stage_passes(chunks), schedules.get(setting.plan.schedule)
+    orders = orders_of(setting, passes, micro_batches)
+    if schedule.splits_backward:
+        memory = {
+            "F": passes.held_bytes, "B": passes.weight_bytes - passes.held_bytes, "W": -passes.weight_bytes
+        }
+    else:
+        memory = {"F": passes.held_bytes, "B": -passes.held_bytes}
+    copies = {"O": -passes.held_bytes, "L": passes.held_bytes}
+    copy_s = passes.held_bytes / host_bandwidth_bytes_per_s(setting)
+    other_s: dict[str, object] = {"O": copy_s, "L": copy_s}
+    barrier_s = 0.0
+    if schedule.barriers:
+        output = output_layer(setting)
+        other_s |= {"S": float(total(output.logits)), "T": float(total(output.gradients))}
+        memory |= {"S": np.array([output.held_bytes]), "T": np.array([-output.held_bytes])}
+        barrier_s = output.meeting_s / schedule.barriers
+    return schedules.evaluate(
+        orders, schedule, passes.forward_s, passes.backward_s, passes.weight_s,
+        latency_s=max(hop_s(setting, stage) for stage in range(int(setting.plan.pipeline))),
+        memory={**memory, **copies}, other_s=other_s, barrier_s=barrier_s,
+    )
+
+
+def host_bandwidth_bytes_per_s(setting: Setting) -> float:
+    """Of one direction of the accelerator's host link; infinite where the catalogue knows none."""
+    link = setting.cluster.accelerator.host_link
+    return float(link.bandwidth_bytes_per_s) if link else float("inf")
