@@ -94,8 +94,12 @@ def orders_of(setting: Setting, passes: StagePasses, micro_batches: int) -> Orde
     )
     held = float(passes.held_bytes.sum())
     share = float(np.clip(passes.weight_bytes.sum() / held, 0.0, 1.0)) if held else 0.0
+    chunks = chunks_per_rank(setting)
+    limit = None if plan.in_flight_limit is None else plan.in_flight_limit * chunks / schedule.routes
+    segments = int(plan.segments) if schedule.takes_segments else None
     return schedule.generate(
-        int(plan.pipeline), micro_batches, chunks_per_rank(setting), times=times, weight_share=share
+        int(plan.pipeline), micro_batches, chunks, segments=segments, times=times, memory_limit=limit,
+        weight_share=share,
     )
 
 

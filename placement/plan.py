@@ -36,6 +36,9 @@ class Plan:
     context_method: str = "all-gather"  # all-gather | ring | ulysses
     stage_layers: str | tuple[int, ...] = "even"  # even | balanced | layers per chunk in model order
     schedule: str = "1f1b"
+    segments: Number = 1  # parts of a sequence that go through the pipeline one by one (schedules that cut it)
+    in_flight_limit: float | None = None  # micro-batches of activations a rank may hold (schedules that take one)
+    optimizer_barrier: bool = True  # False: each rank updates when it is ready and validates the norm afterwards
     sharding: str | Placement = "zero-1"  # a name of placement.strategies, or a placement written out
     state_bytes: str | None = None  # a preset of placement.states.STATE_BYTES; None: the strategy's own
     shard_group: Number | None = None  # ranks that share one copy of the states in hybrid sharding; None: all

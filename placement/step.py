@@ -115,7 +115,8 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
     equal: dict[tuple[int, ...], _Stage] = {}
     output = output_layer(setting) if schedule.barriers else None
     play = None
-    if schedule.bubble_s is None or schedule.peak_in_flight is None or schedule.splits_backward:
+    has_laws = schedule.bubble_s is not None and schedule.peak_in_flight is not None
+    if not has_laws or schedule.splits_backward or not plan.optimizer_barrier:
         play = played(setting, pipeline, count)
     for stage in range(stages):
         chunks = [pipeline[number] for number in stages_of_rank(setting, stage)]
@@ -129,7 +130,7 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
     if play is None:
         bubble_s = _bubble_s(setting, schedule, of_stage, count)
     else:
-        bubble_s = play.makespan_s - float(play.busy_s.max())
+        bubble_s = (play.makespan_s if plan.optimizer_barrier else play.span_s) - float(play.busy_s.max())
     norm_s = float(norm_reduction_s(setting))
     step_time_s = max(sum(parts.values()) for parts in per_stage) + bubble_s + norm_s
     mean: Seconds = {}

@@ -169,8 +169,9 @@ def _schedule(case: _Case) -> Found:
     if case.plan.pipeline == 1:
         if virtual > 1:
             yield ("plan", "virtual"), f"{virtual:,} chunks per rank need a pipeline; pipeline is 1"
-    elif not schedules.get(name).accepts_chunks(virtual):
-        takers = [n for n in schedules.names() if schedules.get(n).accepts_chunks(virtual)]
+    elif not schedules.get(name).accepts_chunks(virtual * schedules.get(name).routes):
+        takers = [n for n in schedules.names()
+                  if schedules.get(n).accepts_chunks(virtual * schedules.get(n).routes)]
         key = "virtual" if virtual > 1 else "schedule"
         yield ("plan", key), (
             f"schedule {name} does not run {virtual:,} chunk{'s' * (virtual > 1)} per rank (plan.virtual); "

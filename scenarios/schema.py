@@ -141,6 +141,9 @@ class PlanBlock(Block):
     expert_tensor: Degree = 1
     stage_layers: Annotated[Any, BeforeValidator(_stage_layers)] = "even"
     schedule: Annotated[str, named("schedules")] = "1f1b"
+    segments: Degree = 1
+    in_flight_limit: Annotated[float, Field(gt=0)] | None = None
+    optimizer_barrier: bool = True
     sharding: Annotated[Any, BeforeValidator(_sharding)] = "zero-1"
     state_bytes: Literal["mixed", "megatron", "torch-fsdp", "torch-fsdp-16-bit", "fp32", "bf16"] | None = None
     shard_group: Degree | None = None

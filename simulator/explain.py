@@ -30,6 +30,7 @@ TERMS = {
     "expert_communication": "expert-parallel communication",
     "data_communication": "gathers and reductions of the training states",
     "pipeline_communication": "sends between pipeline stages",
+    "offload": "copies of activations to the host and back",
     "contention": "slow-down by communication beside compute",
     "optimizer": "the optimizer step",
     "bubble": "pipeline bubbles",

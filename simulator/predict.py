@@ -6,6 +6,7 @@ known holds None, with the reason under `reasons`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from costmodel import money, parameters, stack
 from costmodel.kernels import peak_flops_per_s
 from costmodel.operators import model_flops_per_token
 from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes
-from placement.passes import Setting
+from placement.passes import Setting, add
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
 from placement.step import Step, analytic_step
@@ -65,14 +66,38 @@ def play(inputs: TrainingInputs) -> Played:
     timeline = static.play(lowered.program)
     stages = range(int(inputs.plan.pipeline))
     peaks = [timeline.peak(stage, "hbm") for stage in stages]
+    breakdowns = [timeline.breakdown(stage) for stage in stages]
+    step_time_s = timeline.makespan_s
+    if not inputs.plan.optimizer_barrier:
+        step_time_s = max(timeline.span_s(timeline.compute_stream(stage)) for stage in stages)
+        breakdowns = [_within(breakdown, step_time_s) for breakdown in breakdowns]
     step = Step(
-        timeline.makespan_s,
-        timeline.mean_breakdown(),
-        tuple(timeline.breakdown(stage) for stage in stages),
+        step_time_s,
+        _mean(breakdowns),
+        tuple(breakdowns),
         tuple(peak[0] for peak in peaks),
         tuple(peak[1] for peak in peaks),
     )
     return Played(setting, step, lowered, timeline)
+
+
+def _within(breakdown: Mapping[str, float], step_time_s: float) -> dict[str, float]:
+    """A rank's breakdown where the next step starts before all ranks have ended: less of it is waiting."""
+    result = dict(breakdown)
+    excess_s = sum(result.values()) - step_time_s
+    for category in ("bubble", "pipeline_communication", "latency"):
+        saved_s = min(result.get(category, 0.0), max(excess_s, 0.0))
+        if saved_s:
+            result[category] -= saved_s
+            excess_s -= saved_s
+    return result
+
+
+def _mean(breakdowns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    mean: dict[str, float] = {}
+    for breakdown in breakdowns:
+        add(mean, breakdown, 1.0 / len(breakdowns))
+    return mean
 
 
 def _speed(inputs: TrainingInputs, step_time_s: float) -> dict[str, float]:

@@ -33,6 +33,12 @@ class Timeline:
         tasks = self.program.tasks_of(stream)
         return math.fsum((self.end_s[tasks] - self.start_s[tasks]).tolist())
 
+    def compute_stream(self, rank: int) -> int:
+        """The index of the rank's compute stream."""
+        return next(
+            i for i, one in enumerate(self.program.streams) if one.rank == rank and one.name == COMPUTE
+        )
+
     def span_s(self, stream: int) -> float:
         """Seconds from the start of the stream's first task to the end of its last."""
         tasks = self.program.tasks_of(stream)

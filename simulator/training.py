@@ -138,7 +138,7 @@ class _Lowering:
         self.open_passes: list[tuple[tuple[str, int, int], int, Slot]] = []  # of that slot
         self.last_compute: dict[int, int] = {}  # by rank
         self.passes: list[tuple[int, int, str, int, int]] = []
-        self.reductions: list[int] = []
+        self.reductions: dict[int, list[int]] = {stage: [] for stage in range(self.stages)}
         self.weight = int(setting.plan.tensor * setting.plan.data * setting.plan.context)
         self.streams = [
             {
@@ -197,7 +197,7 @@ class _Lowering:
             gather = self.gather(stage, following, previous) if following else -1
             if slot.reduce_s:
                 reduce = build.task(stream, "reduce", self.data, slot.reduce_s, [task])
-                self.reductions.append(reduce)
+                self.reductions[stage].append(reduce)
                 build.memory(task, "start", stage, "hbm", "gradients", slot.gradient_bytes)
                 build.memory(reduce, "end", stage, "hbm", "gradients", -slot.gradient_bytes)
             previous = task
@@ -341,17 +341,20 @@ class _Lowering:
             build.add_dependency(self.first["B", final, j], met)
 
     def update(self) -> None:
-        """Optimizer step behind the global gradient norm, which waits for every stage's gradients."""
+        """Optimizer step behind the global gradient norm, which waits for every stage's gradients; without that
+        barrier each rank goes on when its own gradients are there (arXiv 2401.10241, section 4: post-validation)."""
         norm = self.build.profile({"data_communication": 1.0})
         self.reduce_copies()
-        ends = self.reductions or list(self.sent.values())
-        barrier = self.build.task(
-            self.streams[0]["data"], "gradient norm", norm, norm_reduction_s(self.setting), after=ends
-        )
+        barrier = []
+        if self.plan.optimizer_barrier:
+            ends = [task for tasks in self.reductions.values() for task in tasks] or list(self.sent.values())
+            seconds = norm_reduction_s(self.setting)
+            barrier = [self.build.task(self.streams[0]["data"], "gradient norm", norm, seconds, after=ends)]
         optimizer = self.build.profile({"optimizer": 1.0})
         for stage in range(self.stages):
             duration_s = float(optimizer_s(self.setting, self.units_of(stage)))
-            self.build.task(self.streams[stage]["compute"], "optimizer", optimizer, duration_s, after=[barrier])
+            after = barrier or self.reductions[stage]
+            self.build.task(self.streams[stage]["compute"], "optimizer", optimizer, duration_s, after=after)
 
     def reduce_copies(self) -> None:
         """Gradients of the two copies of each stage, where micro-batches go both ways, are added up."""
@@ -363,7 +366,7 @@ class _Lowering:
             group = network.group(self.setting.cluster, 2, self.weight)
             seconds = float(self.setting.collective_s(collectives.all_reduce_s, size_bytes, group))
             last = self.last_compute[rank]
-            self.reductions.append(
+            self.reductions[rank].append(
                 self.build.task(self.stream(rank, "data", "data"), "reduce copies", self.data, seconds, [last])
             )
 
