@@ -86,12 +86,30 @@ def players() -> list[tuple[str, str]]:
     ]
 
 
+def schedules() -> list[tuple[str, str]]:
+    """Playing and generating pipeline schedules alone."""
+    from placement.schedules import get
+    from placement.schedules.layout import durations, layout
+    from placement.schedules.play import earliest_times
+
+    schedule = get("interleaved-1f1b")
+    found = layout(schedule.generate(32, 1024, 8), schedule)
+    seconds, lag_s = durations(found, {"F": 1.0, "B": 2.0}), found.hop * 0.1
+    columns = (found.order, found.previous, found.dependency_offsets, found.dependency_task, lag_s, seconds)
+    played_s = best_s(lambda: earliest_times(*columns, compiled=True))
+    made_s = {name: best_s(lambda name=name: get(name).generate(32, 256), 3) for name in ("v-half", "zb-2p")}
+    return [
+        (f"playing {len(found.kind):,} passes, numba", f"{len(found.kind) / played_s / 1e6:.0f} million passes a second"),
+        *((f"generating {name}, p = 32, m = 256", f"{seconds:.2f} s") for name, seconds in made_s.items()),
+    ]
+
+
 def library() -> Path:
     return Path(__file__).resolve().parents[1] / "scenarios" / "library"
 
 
 def main() -> None:
-    rows = [*prediction(), *players()]
+    rows = [*prediction(), *players(), *schedules()]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")

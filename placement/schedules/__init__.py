@@ -6,15 +6,18 @@ import difflib
 
 from placement.schedules.evaluate import Evaluation, evaluate
 from placement.schedules.gpipe import GPIPE
+from placement.schedules.greedy import ZB_1P, ZB_2P
 from placement.schedules.interleaved import INTERLEAVED_1F1B, INTERLEAVED_BFS
 from placement.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, Times
+from placement.schedules.zero_bubble import ZB_H1, ZB_H2
 
 __all__ = ["Evaluation", "Orders", "Pass", "Request", "Schedule", "ScheduleError", "Times", "evaluate", "get", "names"]
 
 _KNOWN = {
     schedule.name: schedule
-    for schedule in (GPIPE, ONE_F_ONE_B, EAGER_ONE_F_ONE_B, INTERLEAVED_1F1B, INTERLEAVED_BFS)
+    for schedule in (GPIPE, ONE_F_ONE_B, EAGER_ONE_F_ONE_B, INTERLEAVED_1F1B, INTERLEAVED_BFS,
+                     ZB_H1, ZB_H2, ZB_1P, ZB_2P)
 }
 
 
