@@ -98,8 +98,9 @@ def schedules() -> list[tuple[str, str]]:
     columns = (found.order, found.previous, found.dependency_offsets, found.dependency_task, lag_s, seconds)
     played_s = best_s(lambda: earliest_times(*columns, compiled=True))
     made_s = {name: best_s(lambda name=name: get(name).generate(32, 256), 3) for name in ("v-half", "zb-2p")}
+    rate = len(found.kind) / played_s / 1e6
     return [
-        (f"playing {len(found.kind):,} passes, numba", f"{len(found.kind) / played_s / 1e6:.0f} million passes a second"),
+        (f"playing {len(found.kind):,} passes, numba", f"{rate:.0f} million passes a second"),
         *((f"generating {name}, p = 32, m = 256", f"{seconds:.2f} s") for name, seconds in made_s.items()),
     ]
 

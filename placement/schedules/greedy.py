@@ -100,7 +100,7 @@ class _Rounds:
                 held, clock_s, more[rank] = held + 1, clock_s + self.cost_s["F"], more[rank] + 1
             backward_s = max(clock_s, comes_s) + self.cost_s["B"]
         for rank in self.ranks[1:]:
-            while 0 < more[rank] and more[rank] >= more[rank - 1] and self.done["F"][rank] + more[rank] < self.count:
+            while more[rank] > 0 and more[rank] >= more[rank - 1] and self.done["F"][rank] + more[rank] < self.count:
                 more[rank] -= 1
         return more
 
