@@ -44,7 +44,7 @@ def topological_order(
     waiting_tasks = np.repeat(np.arange(tasks), counts)[by_source]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(dependency_task, minlength=tasks))])
     order = np.zeros(tasks, dtype=np.int64)
-    (filled,), found = _call(_kahn, (waiting, following, offsets, waiting_tasks), (order,), compiled)
+    (filled,), found = call(_kahn, (waiting, following, offsets, waiting_tasks), (order,), compiled)
     return filled[:found]
 
 
@@ -60,7 +60,7 @@ def earliest_times(
     """(start_s, end_s), each [tasks], of every task played as early as possible, in the given `order`."""
     columns = (order, previous, dependency_offsets, dependency_task, dependency_lag_s, duration_s)
     empty = np.zeros(len(order))
-    (start_s, end_s), _ = _call(_earliest, columns, (empty, empty.copy()), compiled)
+    (start_s, end_s), _ = call(_earliest, columns, (empty, empty.copy()), compiled)
     return start_s, end_s
 
 
@@ -107,7 +107,7 @@ def _earliest(
     return len(order)
 
 
-def _call(
+def call(
     kernel: Callable[..., int], inputs: tuple[NDArray[Any], ...], outputs: tuple[NDArray[Any], ...],
     compiled: bool | None,
 ) -> tuple[tuple[NDArray[Any], ...], int]:

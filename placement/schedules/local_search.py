@@ -1,0 +1,190 @@
+"""A better order from a good one: passes moved a few places at a time while the step gets no longer.
+
+Late acceptance hill climbing (Burke and Bykov 2017, EJOR 258): a move is kept where the new length is no longer than
+the present one or than the one that held a fixed number of moves ago. It needs no temperature, only compares and adds,
+so compiled and plain Python give the same bits. The number of moves follows from the number of passes and a fixed
+budget of work, never from a clock.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from placement.schedules.layout import durations, layout
+from placement.schedules.order import Orders, Request, Schedule
+from placement.schedules.play import Ints, call
+
+WORK = 120_000_000  # played passes at the most, about half a second compiled
+MOST_MOVES = 200_000
+LEAST_MOVES = 1_000  # below, a search finds nothing: the order stays as it is
+FARTHEST = 6  # places that a pass moves at once
+MEMORY = 2_000  # moves ago
+ROUNDING = 1e-9
+
+
+def improve(orders: Orders, schedule: Schedule, request: Request, limit: float, share: float, seed: int = 1) -> Orders:
+    """The best order found from `orders` (of passes F, B and W) by the longest span of a rank.
+
+    `limit`: chunk activations that a rank may hold, of which `share` go back with W. Never worse than `orders`;
+    passes of one kind and chunk keep their sequence. Orders too long for the budget come back as they are.
+    """
+    moves = min(MOST_MOVES, WORK // sum(len(passes) for passes in orders))
+    if moves < LEAST_MOVES:
+        return orders
+    found, times = layout(orders, schedule), request.times
+    split = schedule.splits_backward
+    seconds = {"F": times.forward_s, "B": times.backward_s + (0.0 if split else times.weight_s), "W": times.weight_s}
+    change = durations(found, {"F": 1.0, "B": share - 1.0 if split else -1.0, "W": -share})
+    group = (found.kind * len(found.rank_of_node) + found.node).astype(np.int64)
+    inputs = (
+        found.offsets, found.dependency_offsets, found.dependency_task, found.hop * float(times.latency_s),
+        durations(found, dict(seconds)), change, group,
+        np.array([limit + ROUNDING]), np.array([moves, seed, FARTHEST, MEMORY], dtype=np.int64),
+    )
+    flat = np.arange(found.slots, dtype=np.int64)
+    (best, _), _ = call(_climb, inputs, (flat, flat.copy()), True)
+    return _orders(orders, best)
+
+
+def _orders(orders: Orders, places: Ints) -> Orders:
+    flat = [one for passes in orders for one in passes]
+    moved = iter(places.tolist())
+    return [[flat[next(moved)] for _ in passes] for passes in orders]
+
+
+def _climb(
+    offsets, waits_at, waits_for, lag_s, duration_s, change, group, most, settings, best, order,  # type: ignore[no-untyped-def]
+):
+    """Fills `best` with the places of the passes in the best order found. One function, since a compiled one can only
+    call others that are compiled; `settings` are moves, seed, farthest and memory."""
+    moves, state, farthest, memory = settings[0], settings[1], settings[2], settings[3]
+    ranks, count, limit = len(offsets) - 1, len(order), most[0]
+    start_s, end_s = [0.0] * count, [0.0] * count
+    new_start_s, new_end_s = [0.0] * count, [0.0] * count
+    played = [-1] * count  # the move that last played a pass
+    held, elapsed_s = [0.0] * count, [0.0] * count  # after each place of a rank, as the order stands
+    rank_of, busy_s = [0] * count, [0.0] * ranks
+    head, clock_s, done_s = [0] * ranks, [0.0] * ranks, [0.0] * ranks
+    first_s = [0.0] * ranks
+    for rank in range(ranks):
+        total, sum_s = 0.0, 0.0
+        for place in range(offsets[rank], offsets[rank + 1]):
+            total += change[order[place]]
+            sum_s += duration_s[order[place]]
+            held[place], elapsed_s[place], rank_of[place] = total, sum_s, rank
+        busy_s[rank] = sum_s
+    present_s = best_s = 1e300
+    ago_s = [1e300] * memory
+    for move in range(moves + 1):
+        i = j = 0
+        rank = 0
+        from_s = -1.0
+        fine = True
+        if move > 0:  # another place for one pass
+            state = (state * 16807) % 2147483647
+            i = state % count
+            rank = rank_of[i]
+            state = (state * 16807) % 2147483647
+            j = i + 1 + state % farthest if state % (2 * farthest) < farthest else i - 1 - state % farthest
+            if j < offsets[rank] or j >= offsets[rank + 1]:
+                continue
+            one = order[i]
+            step = 1 if j > i else -1
+            place = i
+            while fine and place != j:
+                place += step
+                other = order[place]
+                fine = group[other] != group[one]
+                later, earlier = (one, other) if step < 0 else (other, one)
+                for edge in range(waits_at[later], waits_at[later + 1]):
+                    fine = fine and waits_for[edge] != earlier
+                if step < 0:
+                    before = held[place - 1] if place > offsets[rank] else 0.0
+                    fine = fine and before + change[one] <= limit and held[place] + change[one] <= limit
+                else:
+                    fine = fine and held[place] - change[one] <= limit
+            if not fine:
+                continue
+            from_s = start_s[order[min(i, j)]]
+            place = i
+            while place != j:
+                order[place] = order[place + step]
+                place += step
+            order[j] = one
+        threshold_s = max(present_s, ago_s[move % memory]) * (1 + 1e-12)
+        left = 0
+        for r in range(ranks):  # what starts before the first pass that moved stays as it was
+            low, high = offsets[r], offsets[r + 1]
+            if r == rank and move > 0:
+                low = high = min(i, j)
+            while low < high:
+                middle = (low + high) // 2
+                if start_s[order[middle]] < from_s:
+                    low = middle + 1
+                else:
+                    high = middle
+            head[r] = low
+            left += offsets[r + 1] - low
+            clock_s[r] = end_s[order[low - 1]] if low > offsets[r] else 0.0
+            done_s[r] = elapsed_s[low - 1] if low > offsets[r] else 0.0
+            first_s[r] = start_s[order[offsets[r]]]
+            for place in range(low, offsets[r + 1]):
+                played[order[place]] = -2 - move
+        length_s = 0.0
+        while fine and left > 0:
+            went_on = False
+            for r in range(ranks):
+                while fine and head[r] < offsets[r + 1]:
+                    task = order[head[r]]
+                    begin_s = clock_s[r]
+                    ready = True
+                    for edge in range(waits_at[task], waits_at[task + 1]):
+                        source = waits_for[edge]
+                        if played[source] == -2 - move:
+                            ready = False
+                            break
+                        source_s = (new_end_s[source] if played[source] == move else end_s[source]) + lag_s[edge]
+                        begin_s = max(begin_s, source_s)
+                    if not ready:
+                        break
+                    if head[r] == offsets[r]:
+                        first_s[r] = begin_s
+                    new_start_s[task] = begin_s
+                    clock_s[r] = begin_s + duration_s[task]
+                    new_end_s[task] = clock_s[r]
+                    played[task] = move
+                    done_s[r] += duration_s[task]
+                    head[r] += 1
+                    left -= 1
+                    went_on = True
+                    fine = clock_s[r] - first_s[r] + busy_s[r] - done_s[r] <= threshold_s
+            fine = fine and went_on
+        if fine:
+            for r in range(ranks):
+                length_s = max(length_s, clock_s[r] - first_s[r])
+            fine = length_s <= threshold_s
+        if fine:
+            for task in range(count):
+                if played[task] == move:
+                    start_s[task], end_s[task] = new_start_s[task], new_end_s[task]
+            for place in range(min(i, j), max(i, j) + 1):
+                before = place > offsets[rank]
+                held[place] = (held[place - 1] if before else 0.0) + change[order[place]]
+                elapsed_s[place] = (elapsed_s[place - 1] if before else 0.0) + duration_s[order[place]]
+            present_s = length_s
+            if length_s < best_s:
+                best_s = length_s
+                for place in range(count):
+                    best[place] = order[place]
+        elif move > 0:
+            one, place = order[j], j
+            step = 1 if j > i else -1
+            while place != i:
+                order[place] = order[place - step]
+                place -= step
+            order[i] = one
+        if move == 0:
+            for place in range(memory):
+                ago_s[place] = present_s
+        ago_s[move % memory] = present_s
+    return moves
