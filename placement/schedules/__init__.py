@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 
+from placement.schedules.dual_pipe import DUAL_PIPE, DUAL_PIPE_V
 from placement.schedules.evaluate import Evaluation, evaluate
 from placement.schedules.gpipe import GPIPE
 from placement.schedules.greedy import ZB_1P, ZB_2P
 from placement.schedules.interleaved import INTERLEAVED_1F1B, INTERLEAVED_BFS
 from placement.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, Times
+from placement.schedules.seq1f1b import SEQ1F1B
 from placement.schedules.v_shape import V_ADAPTIVE, V_HALF, V_MIN, V_ZB, ZBV, ZBV_AUTO
 from placement.schedules.zero_bubble import ZB_H1, ZB_H2
 
@@ -18,7 +20,8 @@ __all__ = ["Evaluation", "Orders", "Pass", "Request", "Schedule", "ScheduleError
 _KNOWN = {
     schedule.name: schedule
     for schedule in (GPIPE, ONE_F_ONE_B, EAGER_ONE_F_ONE_B, INTERLEAVED_1F1B, INTERLEAVED_BFS,
-                     ZB_H1, ZB_H2, ZB_1P, ZB_2P, ZBV, ZBV_AUTO, V_MIN, V_HALF, V_ZB, V_ADAPTIVE)
+                     ZB_H1, ZB_H2, ZB_1P, ZB_2P, ZBV, ZBV_AUTO, V_MIN, V_HALF, V_ZB, V_ADAPTIVE,
+                     DUAL_PIPE, DUAL_PIPE_V, SEQ1F1B)
 }
 
 

@@ -4,7 +4,8 @@
     O for F, L for its O and for the pass before it in the order; with an output layer split over all ranks
     (`Schedule.barriers`) S for F of the last stage, T and the last stage's B for the meetings of all ranks.
 
-Passes joined in a slot are one task. A meeting of all ranks is a task of its own on no stream, and so is a send
+Passes joined in a slot are one task; with `Schedule.early` each is one, and the slot's first waits for what any of
+them needs. A meeting of all ranks is a task of its own on no stream, and so is a send
 where the wires take time.
 """
 
@@ -50,6 +51,7 @@ class Layout:
     rank: Ints
     offsets: Ints  # [ranks + 1], passes
     task: Ints  # of each pass
+    opens: Ints  # first task of the slot of each pass
     index: dict[str, Ints]
     rank_of_node: Ints
     slots: int
@@ -113,9 +115,10 @@ def _columns(orders: Orders, schedule: Schedule) -> Layout:
     _complete(schedule, index, rank_of_node)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     joined[offsets[:-1]] = 0
-    task = np.cumsum(joined == 0) - 1
+    task = np.arange(len(flat)) if schedule.early else np.cumsum(joined == 0) - 1
+    opens = np.maximum.accumulate(np.where(joined == 0, task, 0))
     none = np.empty(0, dtype=np.int64)
-    return Layout(ranks, stages, count, kind, node, micro_batch, rank, offsets, task, index, rank_of_node,
+    return Layout(ranks, stages, count, kind, node, micro_batch, rank, offsets, task, opens, index, rank_of_node,
                   int(task[-1]) + 1, 0, 0, none, none, none, none, none, none)
 
 
@@ -149,16 +152,16 @@ def _complete(schedule: Schedule, index: dict[str, Ints], rank_of_node: Ints) ->
 class _Edges:
     """Collects edges between passes (or, from `base` on, other tasks)."""
 
-    def __init__(self, task: Ints) -> None:
-        self.task = task
+    def __init__(self, columns: Layout) -> None:
+        self.task, self.opens = columns.task, columns.opens
         self.parts: list[tuple[Ints, Ints, Ints, int, Ints]] = []
 
     def add(self, after: Ints, before: Ints, crossing: Ints | None = None, meeting: int = 0) -> None:
         """Pairs of passes of equal shape; pairs with a -1 are left out. `crossing` broadcasts to them."""
         hop = np.broadcast_to(np.zeros(1, dtype=np.int64) if crossing is None else crossing, after.shape)
-        there = (after >= 0) & (before >= 0)
+        there = (after >= 0) & (before >= 0) & (self.opens[after] != self.opens[before])  # a slot keeps its order
         sender = np.where(hop > 0, before, -1)[there]
-        self.parts.append((self.task[after[there]], self.task[before[there]], hop[there], meeting, sender))
+        self.parts.append((self.opens[after[there]], self.task[before[there]], hop[there], meeting, sender))
 
     def add_tasks(self, after: Ints, before: Ints, meeting: int = 0) -> None:
         none = np.zeros(len(after), dtype=np.int64)
@@ -167,12 +170,11 @@ class _Edges:
     def all(self) -> Edges:
         target, source, hop, sender = (np.concatenate([part[i] for part in self.parts]) for i in (0, 1, 2, 4))
         meeting = np.concatenate([np.full(len(part[0]), part[3]) for part in self.parts])
-        real = target != source  # passes of one slot wait for each other in their order
-        return Edges(target[real], source[real], hop[real], meeting[real], sender[real])
+        return Edges(target, source, hop, meeting, sender)
 
 
 def _edges(columns: Layout, schedule: Schedule) -> Edges:
-    found = _Edges(columns.task)
+    found = _Edges(columns)
     forward, backward = columns.index["F"], columns.index["B"]
     for route in range(schedule.routes):
         part = slice(route * columns.stages, (route + 1) * columns.stages)

@@ -28,7 +28,8 @@ SHARED = frozenset("ST")  # one on every rank for each micro-batch, of no chunk
 class Pass(NamedTuple):
     """One pass (a key of `KINDS`) of one chunk over one micro-batch.
 
-    `joined` passes run in one slot with the pass before: what any of them makes is there at the slot's end.
+    `joined` passes run in one slot with the pass before: what any of them makes is there at the slot's end (at the
+    pass's own end where the schedule is `early`).
     Of a copy, the place in the order says when it is issued: at the end of the passes before it.
     """
 
@@ -102,6 +103,7 @@ class Schedule:
     `routes`: 2 where half of the micro-batches go the other way through a second copy of the model (chunk 1).
     `takes_segments`: sequences go in parts, one pass each.
     `barriers`: how often all ranks meet in each micro-batch's output layer (passes S and T).
+    `early`: what passes of one slot make leaves at their own ends; the slot still starts when all is there.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Schedule:
     routes: int = 1
     takes_segments: bool = False
     barriers: int = 0
+    early: bool = False
 
     def accepts_chunks(self, chunks: int) -> bool:
         return chunks >= self.least_chunks and (self.most_chunks is None or chunks <= self.most_chunks)
