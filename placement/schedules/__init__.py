@@ -13,6 +13,13 @@ from placement.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, Times
 from placement.schedules.seq1f1b import SEQ1F1B
 from placement.schedules.v_shape import V_ADAPTIVE, V_HALF, V_MIN, V_ZB, ZBV, ZBV_AUTO
+from placement.schedules.vocabulary import (
+    ONE_F_ONE_B_INTERLACED,
+    ONE_F_ONE_B_VOCAB_1,
+    ONE_F_ONE_B_VOCAB_2,
+    V_HALF_VOCAB_1,
+    V_HALF_VOCAB_2,
+)
 from placement.schedules.zero_bubble import ZB_H1, ZB_H2
 
 __all__ = ["Evaluation", "Orders", "Pass", "Request", "Schedule", "ScheduleError", "Times", "evaluate", "get", "names"]
@@ -21,7 +28,9 @@ _KNOWN = {
     schedule.name: schedule
     for schedule in (GPIPE, ONE_F_ONE_B, EAGER_ONE_F_ONE_B, INTERLEAVED_1F1B, INTERLEAVED_BFS,
                      ZB_H1, ZB_H2, ZB_1P, ZB_2P, ZBV, ZBV_AUTO, V_MIN, V_HALF, V_ZB, V_ADAPTIVE,
-                     DUAL_PIPE, DUAL_PIPE_V, SEQ1F1B)
+                     DUAL_PIPE, DUAL_PIPE_V, SEQ1F1B,
+                     ONE_F_ONE_B_VOCAB_1, ONE_F_ONE_B_VOCAB_2, ONE_F_ONE_B_INTERLACED, V_HALF_VOCAB_1,
+                     V_HALF_VOCAB_2)
 }
 
 
