@@ -4,7 +4,8 @@ period, then squeezed (Qi et al. 2024, arXiv 2405.15362, sections 3 and 4).
 Squeezing plays the ranks forward in time: each takes the passes in the order of their ticks; while the next one
 is not ready, a later one of the nearest few may come first if memory, counted along the order, still allows all
 between them, and the weight pass of a backward done fills what is left of the gap. Which passes may come first is
-tried out on a short run and the best kept.
+tried out on a short run; the best is bettered by local search where the times leave a bubble that the paper's bound
+does not explain, and a long run repeats the period in its middle.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from placement.schedules.evaluate import evaluate
+from placement.schedules.local_search import improve
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError
 
 Ticks = Sequence[Sequence[int]]  # [ranks][F0, F1, B1, B0], start of a micro-batch's passes, period 6
@@ -21,7 +24,10 @@ SLOTS = (("F", 0), ("F", 1), ("B", 1), ("B", 0))
 PERIOD = 6
 WINDOW = 12  # how far ahead of the next pass another may be taken: two periods
 TRIAL = 4  # micro-batches a rank on which the variants are compared
+KEPT = 0.2  # of a rank's passes stay in place in the middle of a run that is to be lengthened
 ROUNDING = 1e-9
+
+Sequences = Sequence[list[tuple[str, int, int]]]  # [ranks] of (kind, chunk, micro-batch)
 
 
 def block_sequences(ticks: Ticks, micro_batches: int) -> list[list[tuple[str, int, int]]]:
@@ -38,22 +44,25 @@ class Squeeze:
     """Plays F and B sequences forward in time under a memory limit, in chunk activations, with W passes in gaps."""
 
     def __init__(
-        self, sequences: Sequence[list[tuple[str, int, int]]], request: Request, limit: float,
-        stage_of: Callable[[int, int, int, int], int], early: str, split: bool = True,
+        self, sequences: Sequences, request: Request, limit: float, schedule: Schedule, early: str, early_tail: str
     ) -> None:
-        """`early`: kinds of passes ("", "F", "B", "FB") that may come before the next one. Without `split`, B takes
-        the weight gradient with it."""
-        self.sequences, self.request, self.limit, self.early = sequences, request, limit, early
+        """`early`: kinds of passes ("", "F", "B", "FB") that may come before the next one, `early_tail` those on a rank
+        that has run all its forwards."""
+        self.sequences, self.request, self.limit = sequences, request, limit
+        self.early, self.early_tail = early, early_tail
+        split = schedule.splits_backward
         times, ranks, chunks = request.times, len(sequences), request.chunks
         self.latency_s, self.split = times.latency_s, split
         whole_s = times.backward_s + (0.0 if split else times.weight_s)
         self.cost_s = {"F": times.forward_s, "B": whole_s, "W": times.weight_s}
         self.change = {"F": 1.0, "B": request.weight_share - 1.0 if split else -1.0, "W": -request.weight_share}
-        self.stage = [[stage_of(rank, chunk, ranks, chunks) for chunk in range(chunks)] for rank in range(ranks)]
+        self.stage = [
+            [schedule.stage_of(rank, chunk, ranks, chunks) for chunk in range(chunks)] for rank in range(ranks)]
         self.rank_of = {stage: rank for rank, stages in enumerate(self.stage) for stage in stages}
         self.last = ranks * chunks - 1
         self.ends: dict[tuple[str, int, int], float] = {}
         self.head = [0] * ranks
+        self.forwards_left = [sum(kind == "F" for kind, _, _ in sequence) for sequence in sequences]
         self.taken: list[set[int]] = [set() for _ in range(ranks)]
         self.weights: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
         self.next_weight = [0] * ranks
@@ -98,7 +107,8 @@ class Squeeze:
         first_s = self.ready_s(rank, sequence[place])
         if first_s is not None and first_s <= now_s:
             return place, first_s
-        if not self.early:
+        early = self.early if self.forwards_left[rank] else self.early_tail
+        if not early:
             return None, first_s
         waiting = len(self.weights[rank]) - self.next_weight[rank]
         held = self.held[rank] + waiting * self.change["W"]
@@ -107,7 +117,7 @@ class Squeeze:
             if place not in taken:
                 one = sequence[place]
                 kind, chunk, _ = one
-                if kind in self.early and (kind, chunk) not in seen:
+                if kind in early and (kind, chunk) not in seen:
                     ready_s = self.ready_s(rank, one)
                     room = kind == "B" or max(highest, held) + 1 <= self.limit + ROUNDING
                     if ready_s is not None and ready_s <= now_s and room:
@@ -136,6 +146,7 @@ class Squeeze:
         return end_s if self.rank_of[source[1]] == rank else end_s + self.latency_s
 
     def take(self, rank: int, place: int) -> None:
+        self.forwards_left[rank] -= self.sequences[rank][place][0] == "F"
         self.taken[rank].add(place)
         while self.head[rank] in self.taken[rank]:
             self.taken[rank].remove(self.head[rank])
@@ -163,26 +174,70 @@ class Squeeze:
             heapq.heappush(self.events, (end_s + self.latency_s, there))
 
 
-def squeezed(ticks: Ticks, request: Request, schedule: Schedule, limit: float) -> Orders:
-    """The block's order with the least span under `limit`; a run of `TRIAL` p micro-batches chooses the variant."""
-    def made(count: int, early: str) -> Orders:
-        sequences = block_sequences(ticks, count)
-        return Squeeze(sequences, request, limit, schedule.stage_of, early, schedule.splits_backward).run()
+def squeezed(
+    skeletons: Sequence[Callable[[int], Sequences]], request: Request, schedule: Schedule, limit: float,
+    least_s: float = 0.0,
+) -> Orders:
+    """The order with the least span under `limit` of those that the skeletons squeeze into.
 
+    A skeleton gives the F and B passes of every rank for a number of micro-batches. Skeletons and variants are tried
+    on a run of `TRIAL` p micro-batches; the best is bettered by local search unless its bubble is `least_s` already.
+    Raises ScheduleError where none fits the limit.
+    """
     trial = min(request.micro_batches, TRIAL * request.pipeline)
-    tried = {}
-    for early in ("".join(kinds) for kinds in itertools.product(("F", ""), ("B", ""))):
-        try:
-            tried[early] = made(trial, early)
-        except ScheduleError as error:
-            refused = error
-    if not tried:
+    short = replace(request, micro_batches=trial)
+    best, best_s, refused = None, float("inf"), None
+    for skeleton in skeletons:
+        for early, early_tail in itertools.product(("F", "FB", "B", ""), ("B", "")):
+            try:
+                orders = Squeeze(skeleton(trial), short, limit, schedule, early, early_tail).run()
+            except ScheduleError as error:
+                refused = error
+                continue
+            bubble_s = span_bubble_s(orders, short, schedule)
+            if bubble_s < best_s * (1 - ROUNDING):
+                best, best_s, way = orders, bubble_s, (skeleton, early, early_tail)
+            if best_s <= least_s * (1 + ROUNDING):
+                break
+    if best is None:
+        assert refused is not None
         raise refused
-    best = min(tried, key=lambda early: span_s(tried[early], request, schedule))
-    return tried[best] if trial == request.micro_batches else made(request.micro_batches, best)
+    if best_s > least_s * (1 + ROUNDING):
+        long = trial < request.micro_batches
+        best = improve(best, schedule, short, limit, kept=KEPT if long else 0.0)
+        best_s = span_bubble_s(best, short, schedule)
+    if trial == request.micro_batches:
+        return best
+    longer = lengthened(best, request.micro_batches - trial)
+    if longer is not None and span_bubble_s(longer, request, schedule) <= best_s * (1 + ROUNDING):
+        return longer
+    skeleton, early, early_tail = way
+    whole = Squeeze(skeleton(request.micro_batches), request, limit, schedule, early, early_tail).run()
+    found = [one for one in (longer, whole) if one is not None]
+    return min(found, key=lambda one: span_bubble_s(one, request, schedule))
 
 
-def span_s(orders: Orders, request: Request, schedule: Schedule) -> float:
+def lengthened(orders: Orders, more: int) -> Orders | None:
+    """The same with `more` micro-batches: each rank's period nearest the middle repeated; None where one has none."""
+    result = []
+    for passes in orders:
+        names = [(one.kind, one.chunk) for one in passes]
+        size = len(set(names))
+        starts = sorted(range(len(names) - size + 1), key=lambda i: abs(2 * i + size - len(names)))
+        start = next((i for i in starts if len(set(names[i:i + size])) == size), None)
+        if start is None:
+            return None
+        counts: dict[tuple[str, int], int] = {}
+        rank = []
+        for name in [*names[:start], *names[start:start + size] * more, *names[start:]]:
+            counts[name] = counts.get(name, -1) + 1
+            rank.append(Pass(*name, counts[name]))
+        result.append(rank)
+    return result
+
+
+def span_bubble_s(orders: Orders, request: Request, schedule: Schedule) -> float:
+    """Longest span of a rank less its busy time."""
     times = request.times
-    return evaluate(
-        orders, schedule, times.forward_s, times.backward_s, times.weight_s, times.latency_s).span_s
+    played = evaluate(orders, schedule, times.forward_s, times.backward_s, times.weight_s, times.latency_s)
+    return played.span_s - float(played.busy_s.max())

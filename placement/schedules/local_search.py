@@ -8,38 +8,43 @@ budget of work, never from a clock.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from placement.schedules.layout import durations, layout
 from placement.schedules.order import Orders, Request, Schedule
 from placement.schedules.play import Ints, call
 
-WORK = 120_000_000  # played passes at the most, about half a second compiled
+WORK = 240_000_000  # passes played at the most, about a second compiled
 MOST_MOVES = 200_000
 LEAST_MOVES = 1_000  # below, a search finds nothing: the order stays as it is
 FARTHEST = 6  # places that a pass moves at once
-MEMORY = 2_000  # moves ago
+MEMORY = 100  # moves ago; from 50 to 200 the V-shaped orders of eight ranks come out alike, beyond worse
 ROUNDING = 1e-9
 
 
-def improve(orders: Orders, schedule: Schedule, request: Request, limit: float, share: float, seed: int = 1) -> Orders:
+def improve(
+    orders: Orders, schedule: Schedule, request: Request, limit: float, kept: float = 0.0, seed: int = 1
+) -> Orders:
     """The best order found from `orders` (of passes F, B and W) by the longest span of a rank.
 
-    `limit`: chunk activations that a rank may hold, of which `share` go back with W. Never worse than `orders`;
-    passes of one kind and chunk keep their sequence. Orders too long for the budget come back as they are.
+    `limit`: chunk activations that a rank may hold, of which `request.weight_share` go back with W. Passes in the
+    middle of each rank, this share `kept` of them, stay in place. Never worse than `orders`; passes of one kind and
+    chunk keep their sequence. Orders too long for the budget come back as they are.
     """
     moves = min(MOST_MOVES, WORK // sum(len(passes) for passes in orders))
     if moves < LEAST_MOVES:
         return orders
     found, times = layout(orders, schedule), request.times
-    split = schedule.splits_backward
+    split, share = schedule.splits_backward, request.weight_share
     seconds = {"F": times.forward_s, "B": times.backward_s + (0.0 if split else times.weight_s), "W": times.weight_s}
     change = durations(found, {"F": 1.0, "B": share - 1.0 if split else -1.0, "W": -share})
     group = (found.kind * len(found.rank_of_node) + found.node).astype(np.int64)
     inputs = (
         found.offsets, found.dependency_offsets, found.dependency_task, found.hop * float(times.latency_s),
         durations(found, dict(seconds)), change, group,
-        np.array([limit + ROUNDING]), np.array([moves, seed, FARTHEST, MEMORY], dtype=np.int64),
+        np.array([limit + ROUNDING, kept]), np.array([moves, seed, FARTHEST, MEMORY], dtype=np.int64),
     )
     flat = np.arange(found.slots, dtype=np.int64)
     (best, _), _ = call(_climb, inputs, (flat, flat.copy()), True)
@@ -53,12 +58,13 @@ def _orders(orders: Orders, places: Ints) -> Orders:
 
 
 def _climb(
-    offsets, waits_at, waits_for, lag_s, duration_s, change, group, most, settings, best, order,  # type: ignore[no-untyped-def]
-):
+    offsets: Any, waits_at: Any, waits_for: Any, lag_s: Any, duration_s: Any, change: Any, group: Any, most: Any,
+    settings: Any, best: Any, order: Any,
+) -> int:
     """Fills `best` with the places of the passes in the best order found. One function, since a compiled one can only
     call others that are compiled; `settings` are moves, seed, farthest and memory."""
     moves, state, farthest, memory = settings[0], settings[1], settings[2], settings[3]
-    ranks, count, limit = len(offsets) - 1, len(order), most[0]
+    ranks, count, limit, kept = len(offsets) - 1, len(order), most[0], most[1]
     start_s, end_s = [0.0] * count, [0.0] * count
     new_start_s, new_end_s = [0.0] * count, [0.0] * count
     played = [-1] * count  # the move that last played a pass
@@ -87,6 +93,10 @@ def _climb(
             state = (state * 16807) % 2147483647
             j = i + 1 + state % farthest if state % (2 * farthest) < farthest else i - 1 - state % farthest
             if j < offsets[rank] or j >= offsets[rank + 1]:
+                continue
+            middle2 = offsets[rank] + offsets[rank + 1]  # twice the middle place
+            reach = kept * (offsets[rank + 1] - offsets[rank])
+            if min(i, j) * 2 < middle2 + reach and max(i, j) * 2 > middle2 - reach:
                 continue
             one = order[i]
             step = 1 if j > i else -1
@@ -187,4 +197,4 @@ def _climb(
             for place in range(memory):
                 ago_s[place] = present_s
         ago_s[move % memory] = present_s
-    return moves
+    return int(moves)

@@ -11,13 +11,18 @@ V-ZB and ZBV no bubble within a span. At other times the orders are played.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from placement.schedules.building_block import Ticks, span_s, squeezed
+from placement.schedules.building_block import PERIOD, Sequences, Ticks, block_sequences, squeezed
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, v_shaped
+
+TRIED = 6  # blocks beside the published ones
 
 
 def v_min_ticks(p: int) -> Ticks:
@@ -50,28 +55,36 @@ def v_zb_peak(p: Any, rank: Any, m: Any, v: Any) -> Any:
     return np.minimum(2 * m, 2 * p) + 0 * (rank + v)
 
 
-def _limit(request: Request, law: Any) -> float:
-    return float(law(request.pipeline, 0, request.micro_batches, 2)) if request.memory_limit is None else (
-        request.memory_limit)
-
-
 def v_min_order(request: Request) -> Orders:
-    return squeezed(v_min_ticks(request.pipeline), _whole(request), V_MIN, _limit(request, v_min_peak))
+    """Raises ScheduleError for a memory limit below the law, as the next two."""
+    return _from_block(V_MIN, v_min_ticks, v_min_peak, request)
 
 
 def v_half_order(request: Request) -> Orders:
-    return squeezed(v_half_ticks(request.pipeline), _whole(request), V_HALF, _limit(request, v_half_peak))
+    return _from_block(V_HALF, v_half_ticks, v_half_peak, request)
 
 
 def v_zb_order(request: Request) -> Orders:
-    return squeezed(v_zb_ticks(request.pipeline), _whole(request), V_ZB, _limit(request, v_zb_peak))
+    return _from_block(V_ZB, v_zb_ticks, v_zb_peak, request)
 
 
-def _whole(request: Request) -> Request:
-    """Memory counted in whole chunks from F to W, as the paper does."""
-    from dataclasses import replace
+def _from_block(schedule: Schedule, ticks: Callable[[int], Ticks], law: Any, request: Request) -> Orders:
+    p, m = request.pipeline, request.micro_batches
+    least = float(law(p, 0, m, 2))
+    limit = least if request.memory_limit is None else request.memory_limit
+    if limit < least:
+        raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small on {p} "
+                            f"ranks; the least that works is {least:g}")
+    counted = replace(request, weight_share=1.0)  # whole chunks from F to W, as the paper does
+    return squeezed([partial(block_sequences, ticks(p))], counted, schedule, limit, _least_bubble_s(request, limit))
 
-    return replace(request, weight_share=1.0)
+
+def _least_bubble_s(request: Request, limit: float) -> float:
+    """The paper's lower bound, (6 p - 3 limit - 1) ticks, where all passes are equal and hops take no time; else 0."""
+    times, p = request.times, request.pipeline
+    if times.latency_s or not times.forward_s == times.backward_s == times.weight_s:
+        return 0.0
+    return max(6.0 * p - 3.0 * min(limit, 2.0 * p) - 1.0, 0.0) * times.forward_s
 
 
 def zbv_order(request: Request) -> Orders:
@@ -110,26 +123,47 @@ def _zbv_rank(p: int, m: int, rank: int) -> list[Pass]:
     return passes
 
 
-def _blocks(p: int) -> Iterator[Ticks]:
-    """Building blocks of evenly spaced passes: F0 and B1 go down in steps of 1, 2 or 4 ticks, F1 and B0 up in
-    steps of 1 or 2, with up to half a period between them."""
-    yield from (v_min_ticks(p), v_half_ticks(p), v_zb_ticks(p))
-    for down in (1, 2, 3, 4):
-        for up in (1, 2):
-            for gap in (0, 2, 3):
-                turn = down * (p - 1) + 1
-                back = turn + up * (p - 1) + 1 + gap
-                end = back + (2 if down > 1 else 1) * (p - 1) + 1
-                yield [(down * i, turn + up * (p - 1 - i), back + (2 if down > 1 else 1) * i, end + up * (p - 1 - i))
-                       for i in range(p)]
+def _zbv_skeleton(p: int, micro_batches: int) -> Sequences:
+    """F and B of the hand-made order."""
+    return [[(one.kind, one.chunk, one.micro_batch) for one in _zbv_rank(p, micro_batches, rank) if one.kind != "W"]
+            for rank in range(p)]
+
+
+def _one_at_a_time(p: int, micro_batches: int) -> Sequences:
+    """One micro-batch there and back, then the next: two chunks are enough for it."""
+    slots = (("F", 0), ("F", 1), ("B", 1), ("B", 0))
+    return [[(kind, chunk, j) for j in range(micro_batches) for kind, chunk in slots] for _ in range(p)]
+
+
+def _blocks(p: int, limit: float) -> list[Ticks]:
+    """The `TRIED` building blocks that end first: F0, F1, B1 and B0 of a micro-batch move by 1 to 4 ticks from rank to
+    rank with up to a period between them, no two meet on a rank, and the lifespans promise about `limit` chunks."""
+    ranks, up = np.arange(p), np.arange(p)[::-1]
+    steps = np.array(list(itertools.product(range(1, 5), repeat=4)), dtype=np.int64)
+    gaps = np.array(list(itertools.product((1, 2, 3), range(1, PERIOD + 1), (1, 2, 3))), dtype=np.int64)
+    step, gap = (one[..., None] for one in (steps[:, None].repeat(len(gaps), 1), gaps[None].repeat(len(steps), 0)))
+    first = step[:, :, 0] * ranks
+    second = first[..., -1:] + gap[:, :, 0] + step[:, :, 1] * up
+    third = second[..., :1] + gap[:, :, 1] + step[:, :, 2] * ranks
+    fourth = third[..., -1:] + gap[:, :, 2] + step[:, :, 3] * up
+    ticks = np.stack([first, second, third, fourth], axis=-1).reshape(-1, p, 4)
+    apart = (np.diff(np.sort(ticks % PERIOD, axis=-1), axis=-1) > 0).all(axis=(1, 2))
+    ticks = ticks[apart]
+    held = -(-(ticks[..., 3] - ticks[..., 0] + 1) // PERIOD) - (-(ticks[..., 2] - ticks[..., 1] + 1) // PERIOD)
+    ticks = ticks[held.max(axis=1) <= limit]
+    chosen = ticks[np.argsort(ticks[:, 0, 3], kind="stable")]
+    seen: dict[bytes, Ticks] = {}
+    for one in chosen[:50 * TRIED]:
+        seen.setdefault(np.argsort(one, axis=None, kind="stable").tobytes(), one.tolist())
+    return list(seen.values())[:TRIED]
 
 
 def adaptive_order(request: Request) -> Orders:
     """The best of the blocks under `memory_limit` chunk activations (2 p unless said).
 
-    Raises ScheduleError for a limit under which none of them runs, with the least that works.
+    Raises ScheduleError for a limit below 2, which none can have.
     """
-    return _best(request, V_ADAPTIVE, _whole(request))
+    return _best(request, V_ADAPTIVE, replace(request, weight_share=1.0))
 
 
 def zbv_auto_order(request: Request) -> Orders:
@@ -138,21 +172,19 @@ def zbv_auto_order(request: Request) -> Orders:
 
 
 def _best(request: Request, schedule: Schedule, counted: Request) -> Orders:
-    limit = 2.0 * request.pipeline if request.memory_limit is None else request.memory_limit
-    from dataclasses import replace
-
-    trial = replace(counted, micro_batches=min(request.micro_batches, 3 * request.pipeline))
-    found = []
-    for ticks in _blocks(request.pipeline):
-        try:
-            found.append((span_s(squeezed(ticks, trial, schedule, limit), trial, schedule), ticks))
-        except ScheduleError:
-            continue
-    if not found:
-        least = int(v_min_peak(request.pipeline, 0, request.micro_batches, 2))
-        raise ScheduleError(f"{schedule.name}: no order of {request.pipeline} ranks holds only {limit:g} chunk "
-                            f"activations; the least that works is {least} (V-Min)")
-    return squeezed(min(found, key=lambda one: one[0])[1], counted, schedule, limit)
+    p, m = request.pipeline, request.micro_batches
+    limit = 2.0 * p if request.memory_limit is None else request.memory_limit
+    if limit < 2:
+        raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small: rank 0 "
+                            "holds both chunks of a micro-batch at once; the least that works is 2")
+    skeletons: list[Callable[[int], Sequences]] = [
+        partial(block_sequences, ticks)
+        for ticks in (v_min_ticks(p), v_half_ticks(p), v_zb_ticks(p), *_blocks(p, limit))
+    ]
+    if m >= 2 * p - 1:
+        skeletons.insert(0, partial(_zbv_skeleton, p))
+    skeletons.append(partial(_one_at_a_time, p))
+    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit))
 
 
 def _v(name: str, title: str, source: str, order: Any, peak: Any) -> Schedule:
