@@ -14,7 +14,7 @@ import numpy as np
 
 from placement.schedules.layout import durations, layout
 from placement.schedules.order import Orders, Request, Schedule
-from placement.schedules.play import Ints, call
+from placement.schedules.play import Ints, call, compiles
 
 WORK = 240_000_000  # passes played at the most, about a second compiled
 MOST_MOVES = 200_000
@@ -25,7 +25,8 @@ ROUNDING = 1e-9
 
 
 def improve(
-    orders: Orders, schedule: Schedule, request: Request, limit: float, kept: float = 0.0, seed: int = 1
+    orders: Orders, schedule: Schedule, request: Request, limit: float, kept: float = 0.0, seed: int = 1,
+    compiled: bool | None = None,
 ) -> Orders:
     """The best order found from `orders` (of passes F, B and W) by the longest span of a rank.
 
@@ -47,7 +48,7 @@ def improve(
         np.array([limit + ROUNDING, kept]), np.array([moves, seed, FARTHEST, MEMORY], dtype=np.int64),
     )
     flat = np.arange(found.slots, dtype=np.int64)
-    (best, _), _ = call(_climb, inputs, (flat, flat.copy()), True)
+    (best, _), _ = call(_climb, inputs, (flat, flat.copy()), compiles() if compiled is None else compiled)
     return _orders(orders, best)
 
 

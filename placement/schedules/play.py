@@ -11,6 +11,7 @@ same sequence, so they give the same bits.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,11 @@ def call(
     result = kernel(*(column.tolist() for column in inputs), *lists)
     arrays = (np.array(filled, dtype=like.dtype) for filled, like in zip(lists, outputs, strict=True))
     return tuple(arrays), result
+
+
+def compiles() -> bool:
+    """Whether numba is installed."""
+    return importlib.util.find_spec("numba") is not None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ V-ZB and ZBV no bubble within a span. At other times the orders are played.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -65,10 +65,16 @@ def v_half_order(request: Request) -> Orders:
 
 
 def v_zb_order(request: Request) -> Orders:
-    return _from_block(V_ZB, v_zb_ticks, v_zb_peak, request)
+    """With the hand-made ZBV among what is squeezed: where the block alone leaves a bubble in a ramp, it does not."""
+    p = request.pipeline
+    hand_made = [partial(_zbv_skeleton, p)] if request.micro_batches >= 2 * p - 1 else []
+    return _from_block(V_ZB, v_zb_ticks, v_zb_peak, request, hand_made)
 
 
-def _from_block(schedule: Schedule, ticks: Callable[[int], Ticks], law: Any, request: Request) -> Orders:
+def _from_block(
+    schedule: Schedule, ticks: Callable[[int], Ticks], law: Any, request: Request,
+    others: Sequence[Callable[[int], Sequences]] = (),
+) -> Orders:
     p, m = request.pipeline, request.micro_batches
     least = float(law(p, 0, m, 2))
     limit = least if request.memory_limit is None else request.memory_limit
@@ -76,7 +82,8 @@ def _from_block(schedule: Schedule, ticks: Callable[[int], Ticks], law: Any, req
         raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small on {p} "
                             f"ranks; the least that works is {least:g}")
     counted = replace(request, weight_share=1.0)  # whole chunks from F to W, as the paper does
-    return squeezed([partial(block_sequences, ticks(p))], counted, schedule, limit, _least_bubble_s(request, limit))
+    skeletons = [*others, partial(block_sequences, ticks(p))]
+    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit))
 
 
 def _least_bubble_s(request: Request, limit: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -33,37 +35,58 @@ def published(name: str) -> Path:
 
 
 def settings(name: str) -> list[tuple[int, int, int]]:
-    """(p, m, v) on which the schedule's law is exact."""
+    """(p, m, v) that the schedule takes and on which its law is exact."""
     schedule = schedules.get(name)
     chunks = [v for v in (1, 2, 3, 4) if schedule.accepts_chunks(v)]
-    return [
-        (p, m, v) for p in PIPELINES for v in chunks for m in {1, 2, 3, 5, 7, p, 2 * p, 3 * p, 6 * p}
-        if name != "interleaved-1f1b" or m % p == 0
-    ]
+    found = []
+    for p, v in itertools.product(PIPELINES, chunks):
+        for m in sorted({1, 2, 3, 5, 7, p, 2 * p, 3 * p, 6 * p}):
+            if name == "interleaved-1f1b" and m % p:
+                continue
+            with contextlib.suppress(ScheduleError):
+                schedule.generate(p, m, v)
+                found.append((p, m, v))
+    assert len(found) >= 9
+    return found
 
 
 def latency_limit(name: str, v: int, forward_s: float, backward_s: float) -> float:
     """The latency up to which the docstrings call the law exact; `*_s` of one chunk."""
-    return {"interleaved-1f1b": min(forward_s, backward_s), "eager-1f1b": (forward_s + backward_s) / 2}.get(
-        name, 10.0)
+    return {"interleaved-1f1b": min(forward_s, backward_s), "eager-1f1b": (forward_s + backward_s) / 2, "zb-h1": 0.0,
+            "gis": 0.0, "gis-h": 0.0}.get(name, 10.0)
 
 
-@pytest.mark.parametrize("name", schedules.names())
-def test_bubble_and_memory_laws_equal_the_played_order(name: str) -> None:
+def with_laws(law: str) -> list[str]:
+    return [name for name in schedules.names() if getattr(schedules.get(name), law) is not None]
+
+
+@pytest.mark.parametrize("name", with_laws("bubble_s"))
+def test_bubble_laws_equal_the_played_order(name: str) -> None:
     schedule = schedules.get(name)
     for p, m, v in settings(name):
-        orders = schedule.generate(p, m, v)
+        orders, parts = schedule.generate(p, m, v), v * (2 if schedule.takes_segments else 1)
         for forward_s, backward_s, weight_s in TIMES:
             limit_s = latency_limit(name, v, forward_s, backward_s + weight_s)
-            for latency_s in (0.0, 0.3 * limit_s, limit_s):
+            for latency_s in {0.0, 0.3 * limit_s, limit_s}:
                 played = evaluate(orders, schedule, forward_s, backward_s, weight_s, latency_s)
-                bubble_s = schedule.bubble_s(p, m, v, v * forward_s, v * (backward_s + weight_s), latency_s)
-                busy_s = m * v * (forward_s + backward_s + weight_s)
-                expected_s = busy_s + float(bubble_s)
+                times = (parts * forward_s, parts * (backward_s + weight_s), latency_s, parts * weight_s)
+                busy_s = m * parts * (forward_s + backward_s + weight_s)
+                expected_s = busy_s + float(schedule.bubble_s(p, m, v, *times))
                 assert played.makespan_s == pytest.approx(expected_s, rel=1e-12), (p, m, v, latency_s)
                 assert played.busy_s == pytest.approx(busy_s)
-        ranks = np.arange(p)
-        assert played.peak.tolist() == np.broadcast_to(schedule.peak_in_flight(p, ranks, m, v), p).tolist()
+
+
+@pytest.mark.parametrize("name", with_laws("peak_in_flight"))
+def test_memory_laws_equal_the_played_order(name: str) -> None:
+    schedule = schedules.get(name)
+    for p, m, v in settings(name):
+        peak = evaluate(schedule.generate(p, m, v), schedule, 1.0, 1.0, 1.0).peak
+        law = np.broadcast_to(schedule.peak_in_flight(p, np.arange(p), m, v), p)
+        if name.startswith("v-") or name == "zbv":  # what some rank needs, for many micro-batches
+            assert (peak <= law).all(), (p, m)
+            assert m < 2 * p or peak.max() == law.max(), (p, m)
+        else:
+            assert peak.tolist() == law.tolist(), (p, m, v)
 
 
 def test_laws_broadcast() -> None:
@@ -71,13 +94,16 @@ def test_laws_broadcast() -> None:
     for name in schedules.names():
         schedule = schedules.get(name)
         v = schedule.least_chunks
-        bubble_s = schedule.bubble_s(p, m, v, 1.0, np.full(4, 2.0), 0.01)
-        peak = schedule.peak_in_flight(p, 1, m, v)
-        assert bubble_s.shape == peak.shape == (3, 4)
-        for i, j in np.ndindex(3, 4):
-            one_p, one_m = int(p[i, 0]), int(m[j])
-            assert bubble_s[i, j] == pytest.approx(float(schedule.bubble_s(one_p, one_m, v, 1.0, 2.0, 0.01)))
-            assert peak[i, j] == schedule.peak_in_flight(one_p, 1, one_m, v)
+        times = (1.0, np.full(4, 2.0), 0.01, 0.5)
+        for law, arguments in ((schedule.bubble_s, (m, v, *times)), (schedule.peak_in_flight, (1, m, v))):
+            if law is None:
+                continue
+            found = law(p, *arguments)
+            assert found.shape == (3, 4)
+            for i, j in np.ndindex(3, 4):
+                single = [float(one[j]) if isinstance(one, np.ndarray) and one.dtype == float
+                          else int(one[j]) if isinstance(one, np.ndarray) else one for one in arguments]
+                assert found[i, j] == pytest.approx(float(law(int(p[i, 0]), *single))), name
 
 
 @pytest.mark.parametrize(("latency_s", "one_f_one_b", "eager"),
@@ -176,17 +202,26 @@ def longest_path_makespan(
     return float(nx.dag_longest_path_length(graph))
 
 
-@pytest.mark.parametrize("name", schedules.names())
+def simple(name: str) -> bool:
+    """Passes of kinds F, B and W alone, each for itself, in one direction."""
+    schedule = schedules.get(name)
+    kinds = {(one.kind in "FBW", one.joined) for passes in schedule.generate(2, 4) for one in passes}
+    return schedule.routes == 1 and not schedule.barriers and kinds == {(True, False)}
+
+
+@pytest.mark.parametrize("name", [name for name in schedules.names() if simple(name)])
 def test_unequal_stages_against_a_longest_path(name: str) -> None:
     schedule, random = schedules.get(name), np.random.default_rng(1)
     v = schedule.least_chunks
     for p, m in ((1, 3), (2, 4), (3, 6), (4, 8)):
-        forward_s, backward_s = random.uniform(0.5, 2, (2, p * v))
+        forward_s, backward_s, weight_s = random.uniform(0.5, 2, (3, p * v))
         orders = schedule.generate(p, m, v)
-        played = evaluate(orders, schedule, forward_s, backward_s, latency_s=0.3)
-        expected = longest_path_makespan(orders, schedule, {"F": forward_s, "B": backward_s}, 0.3)
+        m = m * (2 if schedule.takes_segments else 1)
+        played = evaluate(orders, schedule, forward_s, backward_s, weight_s, latency_s=0.3)
+        whole = backward_s + (0.0 if schedule.splits_backward else weight_s)
+        expected = longest_path_makespan(orders, schedule, {"F": forward_s, "B": whole, "W": weight_s}, 0.3)
         assert played.makespan_s == pytest.approx(expected, rel=1e-12)
-        assert played.busy_s.sum() == pytest.approx(m * (forward_s + backward_s).sum())
+        assert played.busy_s.sum() == pytest.approx(m * (forward_s + backward_s + weight_s).sum())
 
 
 def split_by_hand() -> tuple[Schedule, list[list[Pass]]]:
