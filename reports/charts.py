@@ -70,7 +70,8 @@ def pass_name(kind: str) -> str:
     return kind if known in (kind, "other") else f"{known} ({kind})"
 
 
-def _fill(name: str) -> str:
+def fill(name: str) -> str:
+    """The attribute that paints a shape in a style."""
     colour, texture = STYLES[name]
     return f'fill="{colour}"' if texture == "solid" else f'fill="url(#p-{name})"'
 
@@ -89,16 +90,18 @@ def definitions() -> Markup:
 def swatch(name: str) -> Markup:
     """The small sample of a style for a legend."""
     return Markup('<svg class="swatch" width="14" height="14" aria-hidden="true" focusable="false">'
-                  f'<rect width="14" height="14" rx="3" {_fill(name)}/></svg>')
+                  f'<rect width="14" height="14" rx="3" {fill(name)}/></svg>')
 
 
-def _n(value: float) -> str:
+def num(value: float) -> str:
+    """A number in drawing units, to a hundredth."""
     text = f"{value:.2f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
 
-def _text(x: str, y: float, content: str, anchor: str = "start", kind: str = "t") -> str:
-    return f'<text class="{kind}" x="{x}" y="{_n(y)}" text-anchor="{anchor}">{escape(content)}</text>'
+def label_text(x: str, y: float, content: str, anchor: str = "start", kind: str = "t") -> str:
+    """A text element; `content` is escaped."""
+    return f'<text class="{kind}" x="{x}" y="{num(y)}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
 def _shortened(label: str) -> str:
@@ -106,10 +109,10 @@ def _shortened(label: str) -> str:
     return label if len(label) <= 36 else f"{label[:20]}…{label[-15:]}"
 
 
-def _frame(title: str, text: str, body: Iterable[str], size: tuple[float, float] | None = None,
+def frame(title: str, text: str, body: Iterable[str], size: tuple[float, float] | None = None,
            height: float = 0) -> Markup:
     """An SVG image: with `size` of a fixed shape, else as wide as the page and `height` pixels high."""
-    shape = f'viewBox="0 0 {_n(size[0])} {_n(size[1])}"' if size else f'width="100%" height="{_n(height)}"'
+    shape = f'viewBox="0 0 {num(size[0])} {num(size[1])}"' if size else f'width="100%" height="{num(height)}"'
     return Markup(f'<svg class="chart" role="img" {shape}><title>{escape(title)}</title>'
                   f'<desc>{escape(text)}</desc>{"".join(body)}</svg>')
 
@@ -144,17 +147,17 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[Part]]], title: str, text: s
     for index, ((label, parts), total) in enumerate(zip(rows, totals, strict=True)):
         y = top + index * step
         if short:
-            body += [_text("0", y + bar / 2 + 4, label), _text("100%", y + bar / 2 + 4, show(total), "end")]
+            body += [label_text("0", y + bar / 2 + 4, label), label_text("100%", y + bar / 2 + 4, show(total), "end")]
         elif label:
-            body += [_text("0", y + 13, _shortened(label)), _text("100%", y + 13, show(total), "end")]
+            body += [label_text("0", y + 13, _shortened(label)), label_text("100%", y + 13, show(total), "end")]
         y += 0 if short or not label else 20
         body += _segments(parts, y, bar, left, width / scale, total, show)
     height = top + len(rows) * step + 4
     if limit:
-        x = f"{_n(left + width * limit[1] / scale)}%"
-        body.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{_n(top - 4)}" y2="{_n(height)}"/>')
-        body.append(_text(x, 13, f"{limit[0]} {show(limit[1])}", "end", "t strong"))
-    return _frame(title, text, body, height=height)
+        x = f"{num(left + width * limit[1] / scale)}%"
+        body.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{num(top - 4)}" y2="{num(height)}"/>')
+        body.append(label_text(x, 13, f"{limit[0]} {show(limit[1])}", "end", "t strong"))
+    return frame(title, text, body, height=height)
 
 
 def _segments(parts: Sequence[Part], y: float, bar: float, left: float, per_unit: float, total: float,
@@ -165,10 +168,10 @@ def _segments(parts: Sequence[Part], y: float, bar: float, left: float, per_unit
         if width <= 0:
             continue
         told = f"{part.label}: {show(part.value)} ({100 * part.value / total:.1f}%)"
-        yield (f'<rect class="part" x="{_n(x)}%" y="{_n(y)}" width="{width:.3f}%" height="{_n(bar)}" '
-               f'{_fill(part.style)}><title>{escape(told)}</title></rect>')
+        yield (f'<rect class="part" x="{num(x)}%" y="{num(y)}" width="{width:.3f}%" height="{num(bar)}" '
+               f'{fill(part.style)}><title>{escape(told)}</title></rect>')
         if part.mark and width >= 4.5:
-            yield _text(f"{_n(x + width / 2)}%", y + bar / 2 + 4, part.mark, "middle", "mark")
+            yield label_text(f"{num(x + width / 2)}%", y + bar / 2 + 4, part.mark, "middle", "mark")
         x += width
 
 
@@ -180,34 +183,34 @@ def differences(rows: Sequence[tuple[str, float]], title: str, text: str, show: 
     for index, (label, value) in enumerate(rows):
         y = 4 + 40.0 * index
         x, width = zero + min(value, 0.0) * scale, abs(value) * scale
-        body += [_text("0", y + 12, _shortened(label)), _text("100%", y + 12, show(value), "end", "t strong"),
-                 f'<rect x="{_n(x)}%" y="{_n(y + 18)}" width="{width:.3f}%" height="12" '
-                 f'{_fill("slower" if value > 0 else "faster")}><title>{escape(f"{label}: {show(value)}")}'
+        body += [label_text("0", y + 12, _shortened(label)), label_text("100%", y + 12, show(value), "end", "t strong"),
+                 f'<rect x="{num(x)}%" y="{num(y + 18)}" width="{width:.3f}%" height="12" '
+                 f'{fill("slower" if value > 0 else "faster")}><title>{escape(f"{label}: {show(value)}")}'
                  "</title></rect>"]
     height = 8 + 40.0 * len(rows)
-    body.append(f'<line class="axis" x1="{_n(zero)}%" x2="{_n(zero)}%" y1="2" y2="{_n(height - 4)}"/>')
-    return _frame(title, text, body, height=height)
+    body.append(f'<line class="axis" x1="{num(zero)}%" x2="{num(zero)}%" y1="2" y2="{num(height - 4)}"/>')
+    return frame(title, text, body, height=height)
 
 
 # Lines and areas -------------------------------------------------------------------------------------
 
-_AREA = (440.0, 270.0)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 22.0, 40.0
+AREA = (440.0, 270.0)
+MARGINS = _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 22.0, 40.0
 
 
-def _axes(xs: Sequence[tuple[float, str]], ys: Sequence[tuple[float, str]], labels: tuple[str, str],
+def axes(xs: Sequence[tuple[float, str]], ys: Sequence[tuple[float, str]], labels: tuple[str, str],
           size: tuple[float, float]) -> Iterable[str]:
     """Grid lines, tick labels and axis names at positions already in drawing units."""
     right, bottom = size[0] - _RIGHT, size[1] - _BOTTOM
     for y, label in ys:
-        yield f'<path class="grid" d="M{_n(_LEFT)} {_n(y)}H{_n(right)}"/>'
-        yield _text(_n(_LEFT - 6), y + 4, label, "end")
+        yield f'<path class="grid" d="M{num(_LEFT)} {num(y)}H{num(right)}"/>'
+        yield label_text(num(_LEFT - 6), y + 4, label, "end")
     for x, label in xs:
-        yield f'<path class="grid" d="M{_n(x)} {_n(bottom)}v4"/>'
-        yield _text(_n(min(x, right)), bottom + 16, label, "end" if x > right - 12 else "middle")
-    yield f'<path class="axis" d="M{_n(_LEFT)} {_n(bottom)}H{_n(right)}"/>'
-    yield _text(_n((_LEFT + right) / 2), size[1] - 6, labels[0], "middle")
-    yield _text("4", 12, labels[1])
+        yield f'<path class="grid" d="M{num(x)} {num(bottom)}v4"/>'
+        yield label_text(num(min(x, right)), bottom + 16, label, "end" if x > right - 12 else "middle")
+    yield f'<path class="axis" d="M{num(_LEFT)} {num(bottom)}H{num(right)}"/>'
+    yield label_text(num((_LEFT + right) / 2), size[1] - 6, labels[0], "middle")
+    yield label_text("4", 12, labels[1])
 
 
 def steps_area(times: Sequence[float], series: Sequence[tuple[str, str, Sequence[float]]], title: str,
@@ -220,26 +223,27 @@ def steps_area(times: Sequence[float], series: Sequence[tuple[str, str, Sequence
         base, tops = tops, [low + value for low, value in zip(tops, values, strict=True)]
         stacks.append((label, name, base, tops))
     highest = max([*tops, limit[1] if limit else 0.0]) * 1.06 or 1.0
-    width, height = _AREA[0] - _LEFT - _RIGHT, _AREA[1] - _TOP - _BOTTOM
+    width, height = AREA[0] - _LEFT - _RIGHT, AREA[1] - _TOP - _BOTTOM
     xs = [_LEFT + width * t / end for t in times]
 
     def y_of(value: float) -> float:
         return _TOP + height * (1 - value / highest)
 
-    body = list(_axes([(_LEFT + width * t / end, show_time(t)) for t in ticks(end)],
-                      [(y_of(v), show(v)) for v in ticks(highest, 4)], ("time in the step", "bytes"), _AREA))
+    body = list(axes([(_LEFT + width * t / end, show_time(t)) for t in ticks(end)],
+                      [(y_of(v), show(v)) for v in ticks(highest, 4)], ("time in the step", "bytes"), AREA))
     for label, name, low, high in stacks:
-        outline = _stairs(xs, [y_of(v) for v in high]) + _stairs(xs, [y_of(v) for v in low])[::-1]
-        body.append(f'<path class="area" {_fill(name)} d="{_polygon(outline)}"><title>{escape(label)}</title>'
+        outline = stairs(xs, [y_of(v) for v in high]) + stairs(xs, [y_of(v) for v in low])[::-1]
+        body.append(f'<path class="area" {fill(name)} d="{_polygon(outline)}"><title>{escape(label)}</title>'
                     "</path>")
     if limit:
         y = y_of(limit[1])
-        body += [f'<path class="limit" d="M{_n(_LEFT)} {_n(y)}H{_n(_AREA[0] - _RIGHT)}"/>',
-                 _text(_n(_AREA[0] - _RIGHT), y - 5, f"{limit[0]} {show(limit[1])}", "end", "t strong")]
-    return _frame(title, text, body, _AREA)
+        body += [f'<path class="limit" d="M{num(_LEFT)} {num(y)}H{num(AREA[0] - _RIGHT)}"/>',
+                 label_text(num(AREA[0] - _RIGHT), y - 5, f"{limit[0]} {show(limit[1])}", "end", "t strong")]
+    return frame(title, text, body, AREA)
 
 
-def _stairs(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+def stairs(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    """The corners of a line that holds each value until the next."""
     points = [(xs[0], ys[0])]
     for x, y in zip(xs[1:], ys[1:], strict=True):
         points += [(x, points[-1][1]), (x, y)] if y != points[-1][1] else [(x, y)]
@@ -267,7 +271,7 @@ def roofline(peak: float, bandwidth: float, operators: Sequence[Operator], title
     ridge = peak / bandwidth
     x_low, x_high = _decades([op.intensity for op in points] + [ridge / 3, ridge * 10])
     y_low, y_high = _decades([op.flops_per_s for op in points] + [peak / 100, peak * 1.2])
-    width, height = _AREA[0] - _LEFT - _RIGHT, _AREA[1] - _TOP - _BOTTOM
+    width, height = AREA[0] - _LEFT - _RIGHT, AREA[1] - _TOP - _BOTTOM
 
     def at(intensity: float, flops: float) -> tuple[float, float]:
         return (_LEFT + width * (math.log10(intensity) - x_low) / (x_high - x_low),
@@ -278,17 +282,17 @@ def roofline(peak: float, bandwidth: float, operators: Sequence[Operator], title
     x_ticks = [(at(10.0**e, peak)[0], f"{10.0**e:g}") for e in range(x_low, x_high + 1)]
     y_ticks = [(at(ridge, 10.0**e)[1], show(10.0**e).removesuffix("FLOP/s"))
                for e in range(y_low, y_high + 1)]
-    body = list(_axes(x_ticks, y_ticks, ("arithmetic intensity, FLOP per byte", "FLOP/s"), _AREA))
-    body.append('<path class="roof" d="M' + "L".join(f"{_n(x)} {_n(y)}" for x, y in corner) + '"/>')
-    body.append(_text(_n(corner[2][0]), corner[2][1] - 6, f"peak {show(peak)}", "end", "t strong"))
+    body = list(axes(x_ticks, y_ticks, ("arithmetic intensity, FLOP per byte", "FLOP/s"), AREA))
+    body.append('<path class="roof" d="M' + "L".join(f"{num(x)} {num(y)}" for x, y in corner) + '"/>')
+    body.append(label_text(num(corner[2][0]), corner[2][1] - 6, f"peak {show(peak)}", "end", "t strong"))
     taken: list[tuple[float, float]] = []
     for op in points:
         x, y = at(op.intensity, op.flops_per_s)
         told = f"{op.name}: {op.intensity:.3g} FLOP per byte, {show(op.flops_per_s)}"
         body.append(_point(x, y, memory_bound=op.intensity < ridge, told=told))
         taken.append(_free_place(x, y, taken))
-        body.append(_text(_n(taken[-1][0]), taken[-1][1] + 4, op.mark, "middle", "t strong"))
-    return _frame(title, text, body, _AREA)
+        body.append(label_text(num(taken[-1][0]), taken[-1][1] + 4, op.mark, "middle", "t strong"))
+    return frame(title, text, body, AREA)
 
 
 def _decades(values: Iterable[float]) -> tuple[int, int]:
@@ -300,9 +304,9 @@ def _point(x: float, y: float, memory_bound: bool, told: str) -> str:
     """A diamond left of the ridge (memory bound), a circle right of it (compute bound)."""
     title = f"<title>{escape(told)}</title>"
     if memory_bound:
-        diamond = f"M{_n(x)} {_n(y - 6)}l6 6l-6 6l-6-6z"
-        return f'<path class="point" d="{diamond}" {_fill("backward")}>{title}</path>'
-    return f'<circle class="point" cx="{_n(x)}" cy="{_n(y)}" r="5" {_fill("forward")}>{title}</circle>'
+        diamond = f"M{num(x)} {num(y - 6)}l6 6l-6 6l-6-6z"
+        return f'<path class="point" d="{diamond}" {fill("backward")}>{title}</path>'
+    return f'<circle class="point" cx="{num(x)}" cy="{num(y)}" r="5" {fill("forward")}>{title}</circle>'
 
 
 def _free_place(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -315,7 +319,7 @@ def _free_place(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tup
 
 # The pipeline ----------------------------------------------------------------------------------------
 
-_TIMELINE = 1040.0
+TIMELINE_PX = 1040.0
 
 
 def timeline(stages: Sequence[Mapping[str, Any]], makespan_s: float, title: str, text: str,
@@ -325,24 +329,24 @@ def timeline(stages: Sequence[Mapping[str, Any]], makespan_s: float, title: str,
     `stages` holds {stage, tasks: [[kind, label, chunk, micro_batch, start_s, duration_s], ...]}.
     """
     row = max(9.0, min(26.0, 640.0 / max(len(stages), 1)))
-    left, width = 34.0, _TIMELINE - 34.0 - 12.0
+    left, width = 34.0, TIMELINE_PX - 34.0 - 12.0
     scale = width / (makespan_s or 1.0)
     bottom = 4 + row * len(stages)
     count = sum(len(stage["tasks"]) for stage in stages)
     body = []
     for index, stage in enumerate(stages):
         y = 4 + row * index
-        body.append(f'<rect class="lane" x="{_n(left)}" y="{_n(y)}" width="{_n(width)}" '
-                    f'height="{_n(row - 2)}"/>')
+        body.append(f'<rect class="lane" x="{num(left)}" y="{num(y)}" width="{num(width)}" '
+                    f'height="{num(row - 2)}"/>')
         if row >= 12 or index % 2 == 0:
-            body.append(_text(_n(left - 6), y + row / 2 + 3, str(stage["stage"]), "end"))
+            body.append(label_text(num(left - 6), y + row / 2 + 3, str(stage["stage"]), "end"))
     draw = _task_boxes if count <= SEPARATE_TASKS else _task_paths
     body += draw(stages, left, row, scale, show_time)
     for t in ticks(makespan_s, 8):
         x = left + t * scale
-        body += [f'<path class="grid" d="M{_n(x)} {_n(bottom)}v5"/>',
-                 _text(_n(x), bottom + 17, show_time(t), "middle")]
-    return _frame(title, text, body, (_TIMELINE, bottom + 24))
+        body += [f'<path class="grid" d="M{num(x)} {num(bottom)}v5"/>',
+                 label_text(num(x), bottom + 17, show_time(t), "middle")]
+    return frame(title, text, body, (TIMELINE_PX, bottom + 24))
 
 
 def _turns(stage: Mapping[str, Any]) -> dict[Any, int]:
@@ -351,7 +355,7 @@ def _turns(stage: Mapping[str, Any]) -> dict[Any, int]:
     return {None: 0} | {chunk: turn for turn, chunk in enumerate(sorted(chunks))}
 
 
-def _tone(turn: int) -> str:
+def tone(turn: int) -> str:
     """Later chunks of a stage are lighter."""
     return f' fill-opacity="{(0.76, 0.58, 0.44)[min(turn, 3) - 1]}"' if turn else ""
 
@@ -364,10 +368,10 @@ def _task_boxes(stages: Sequence[Mapping[str, Any]], left: float, row: float, sc
             x, width = left + start_s * scale, duration_s * scale
             told = (f"{label} ({kind}), micro-batch {micro_batch}, chunk {chunk}: {show_time(start_s)} to "
                     f"{show_time(start_s + duration_s)}")
-            yield (f'<rect class="task" x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(row - 2)}" '
-                   f"{_fill(pass_style(kind))}{_tone(turns[chunk])}><title>{escape(told)}</title></rect>")
+            yield (f'<rect class="task" x="{num(x)}" y="{num(y)}" width="{num(width)}" height="{num(row - 2)}" '
+                   f"{fill(pass_style(kind))}{tone(turns[chunk])}><title>{escape(told)}</title></rect>")
             if width >= 16 and row >= 14 and micro_batch is not None:
-                yield _text(_n(x + width / 2), y + row / 2 + 3, str(micro_batch), "middle", "mark")
+                yield label_text(num(x + width / 2), y + row / 2 + 3, str(micro_batch), "middle", "mark")
 
 
 def _task_paths(stages: Sequence[Mapping[str, Any]], left: float, row: float, scale: float,
@@ -375,16 +379,16 @@ def _task_paths(stages: Sequence[Mapping[str, Any]], left: float, row: float, sc
     """All tasks of a pass and chunk as one path: thousands of tasks stay a few hundred kB."""
     paths: dict[tuple[str, int], list[str]] = defaultdict(list)
     busy: dict[tuple[str, int], float] = defaultdict(float)
-    high = _n(row - 2)
+    high = num(row - 2)
     for index, stage in enumerate(stages):
-        y, turns = _n(4 + row * index), _turns(stage)
+        y, turns = num(4 + row * index), _turns(stage)
         for kind, _, chunk, _, start_s, duration_s in stage["tasks"]:
             key = (kind, turns[chunk])
-            paths[key].append(f"M{_n(left + start_s * scale)} {y}h{_n(duration_s * scale)}v{high}H"
-                              f"{_n(left + start_s * scale)}z")
+            paths[key].append(f"M{num(left + start_s * scale)} {y}h{num(duration_s * scale)}v{high}H"
+                              f"{num(left + start_s * scale)}z")
             busy[key] += duration_s
     for (kind, turn), boxes in sorted(paths.items()):
         told = (f"{pass_name(kind)}, chunk {turn + 1} of each stage: {len(boxes):,} tasks, "
                 f"{show_time(busy[kind, turn])} over all stages")
-        yield (f'<path class="tasks" {_fill(pass_style(kind))}{_tone(turn)} d="{"".join(boxes)}">'
+        yield (f'<path class="tasks" {fill(pass_style(kind))}{tone(turn)} d="{"".join(boxes)}">'
                f"<title>{escape(told)}</title></path>")

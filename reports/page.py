@@ -7,16 +7,12 @@ text; the charts escape their own.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from reports import charts
 from reports.compare import flatten
@@ -25,7 +21,6 @@ from reports.table import (
     FIGURES,
     Document,
     amount,
-    assumed,
     band_basis,
     band_text,
     by_size,
@@ -44,48 +39,14 @@ from reports.table import (
     variant_change,
     words,
 )
+from reports.views import View, embedded, environment, figure_view, linked, table_view
 
 MEMORY_POINTS = 600  # of memory over time that a page draws and carries
 _CARDS = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "model_flops_per_s_per_gpu", "bubble_fraction",
           "peak_memory_bytes", "cost_usd_per_million_tokens", "energy_j")
 _VARIANT_FIGURES = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "bubble_fraction", "peak_memory_bytes",
                     "cost_usd", "energy_j")
-_ADDRESS = re.compile(r"(https?://[^\s<>\"')\]]+)")
 _RUN = {"wall_s": "time to predict"}
-View = dict[str, Any]
-
-
-def _linked(value: Any) -> Markup:
-    """Text whose web addresses can be clicked."""
-    pieces = _ADDRESS.split(plain(value))
-    return Markup("").join(
-        Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(piece) if index % 2 else escape(piece)
-        for index, piece in enumerate(pieces))
-
-
-def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"linked": _linked, "plain": plain, "assumed": assumed}
-    environment.globals["definitions"] = charts.definitions()
-    return environment
-
-
-def _embedded(data: Any) -> Markup:
-    """JSON that is safe inside a script element: no character there can end the element or open a comment."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], text: Collection[int] = (0,)) -> View:
-    """A table of the templates; the columns in `text` hold words (set left), others numbers (right)."""
-    return {"head": head, "rows": rows, "text": text}
-
-
-def _figure(chart: Markup, table: View | None, legend: Sequence[tuple[Markup, str]] = (), caption: str = "",
-            least_px: int = 0) -> View:
-    """A chart with its legend and its numbers; wider than a phone if `least_px` says so (it then scrolls)."""
-    return {"chart": chart, "table": table, "legend": legend, "caption": caption, "least_px": least_px}
 
 
 # What a page draws of long series --------------------------------------------------------------------
@@ -174,16 +135,16 @@ def _limits(document: Document) -> View | None:
 def _published(document: Document) -> View | None:
     rows = [(words(str(row["metric"])), figure_text(row["metric"], row.get("published"), 4),
              figure_text(row["metric"], row.get("predicted"), 4), change_text(row.get("error")),
-             _linked(row.get("source") or "")) for row in document.get("published") or []]
-    return _table(("Metric", "Published", "Predicted", "Error", "Source"), rows, (0, 4)) if rows else None
+             linked(row.get("source") or "")) for row in document.get("published") or []]
+    return table_view(("Metric", "Published", "Predicted", "Error", "Source"), rows, (0, 4)) if rows else None
 
 
 def _calibration(document: Document) -> View | None:
     if not document.get("calibration"):
         return None
     (runs, moved), heads = calibration_rows(document), [[h.capitalize() for h in row] for row in CALIBRATION_HEADS]
-    return {"text": plain(document["calibration"]["text"]), "runs": _table(heads[0], runs),
-            "moved": _table(heads[1], moved, (0, 3, 4)) if moved else None}
+    return {"text": plain(document["calibration"]["text"]), "runs": table_view(heads[0], runs),
+            "moved": table_view(heads[1], moved, (0, 3, 4)) if moved else None}
 
 
 def _parts(values: Mapping[str, float], order: Sequence[str]) -> list[charts.Part]:
@@ -213,7 +174,7 @@ def _shares(values: Mapping[str, float], unit: str, order: Sequence[str], headin
         (charts.swatch(charts.style(name, position)) + f" {position + 1} {words(name)}", text,
          f"{100 * values[name] / total:.1f}%")
         for position, (name, text) in enumerate(zip(order, texts[1:], strict=True))]
-    return _table((heading, "Time" if unit == "s" else "Size", "Share"),
+    return table_view((heading, "Time" if unit == "s" else "Size", "Share"),
                   [*rows, (Markup("<b>Total</b>"), texts[0], "100.0%")])
 
 
@@ -226,7 +187,7 @@ def _time(document: Document) -> View | None:
     text = "; ".join(f"{words(n)} {_seconds(parts[n])}" for n in order)
     bar = charts.stacked_bars([("", _parts(parts, order))], "Where the time of a step goes",
                               f"{_seconds(total)} in all: {text}.", _seconds)
-    return {"figure": _figure(bar, None), "table": _shares(parts, "s", order, "Part of the step"),
+    return {"figure": figure_view(bar, None), "table": _shares(parts, "s", order, "Part of the step"),
             "by_stage": _time_by_stage(document, order)}
 
 
@@ -234,7 +195,7 @@ def _by_stage_table(rows: Sequence[tuple[str, Mapping[str, float]]], unit: str, 
                     heading: str = "Stage") -> View:
     cells = [(label, *column([*(values.get(name, 0.0) for name in order), math.fsum(values.values())], unit))
              for label, values in rows]
-    return _table((heading, *(words(name) for name in order), "Total"), cells)
+    return table_view((heading, *(words(name) for name in order), "Total"), cells)
 
 
 def _time_by_stage(document: Document, order: Sequence[str]) -> View | None:
@@ -245,7 +206,7 @@ def _time_by_stage(document: Document, order: Sequence[str]) -> View | None:
     title = "Time by pipeline stage"
     chart = charts.stacked_bars([(label, _parts(stage, order)) for label, stage in rows], title,
                                 f"{len(rows)} stages, each with the parts of its time.", _seconds)
-    return _figure(chart, _by_stage_table(rows, "s", order), _legend(order), title)
+    return figure_view(chart, _by_stage_table(rows, "s", order), _legend(order), title)
 
 
 def _pipeline(document: Document) -> View | None:
@@ -266,8 +227,8 @@ def _pipeline(document: Document) -> View | None:
     chunks = max(len({task[2] for task in stage["tasks"]}) for stage in stages)
     caption = ("One row per stage, time from left to right"
                + ("; a lighter tone is a later chunk of the stage's layers." if chunks > 1 else "."))
-    table = _table(("Stage", "Tasks", "Busy", "Idle", "Idle share"), rows)
-    return _figure(chart, table, legend, caption, 860)
+    table = table_view(("Stage", "Tasks", "Busy", "Idle", "Idle share"), rows)
+    return figure_view(chart, table, legend, caption, 860)
 
 
 def _capacity(document: Document, tier: str) -> tuple[str, float] | None:
@@ -295,8 +256,8 @@ def _memory_over_time(document: Document) -> View | None:
              *column([*(values[i] for values in states.values()), totals[i]], "B"))
             for i in sorted({*samples, peak})]
     legend = [(charts.swatch(name), label) for label, name, _ in reversed(series)]
-    table = _table(("Time", *(words(name) for name in states), "Total"), rows)
-    return _figure(chart, table, legend, where, 320)
+    table = table_view(("Time", *(words(name) for name in states), "Total"), rows)
+    return figure_view(chart, table, legend, where, 320)
 
 
 def _memory(document: Document) -> View | None:
@@ -310,11 +271,11 @@ def _memory(document: Document) -> View | None:
         title = "Peak memory by pipeline stage"
         chart = charts.stacked_bars([(label, _parts(states, order)) for label, states in rows], title,
                                     f"{len(rows)} stages with what lies in them.", _bytes, limit)
-        by_stage = _figure(chart, _by_stage_table(rows, "B", order), _legend(order), title)
+        by_stage = figure_view(chart, _by_stage_table(rows, "B", order), _legend(order), title)
     bar = table = None
     if parts:
         text = ", ".join(f"{words(name)} {_bytes(parts[name])}" for name in order if name in parts)
-        bar = _figure(charts.stacked_bars([("", _parts(parts, order))], "Memory at the peak", text + ".",
+        bar = figure_view(charts.stacked_bars([("", _parts(parts, order))], "Memory at the peak", text + ".",
                                           _bytes, limit), None)
         table = _shares(parts, "B", [name for name in order if name in parts], "State")
     over_time = _memory_over_time(document)
@@ -334,7 +295,7 @@ def _fit(document: Document) -> View | None:
              "–" if change.get("step_time_s") is None else _seconds(change["step_time_s"]))
             for change in (document.get("fit") or {}).get("changes") or []]
     return {"text": text, "fits": bool(document["fits"]),
-            "changes": _table(("Change", "Set", "Peak memory", "Step time"), rows, (0, 1)) if rows else None}
+            "changes": table_view(("Change", "Set", "Peak memory", "Step time"), rows, (0, 1)) if rows else None}
 
 
 def _roofline(document: Document) -> View | None:
@@ -355,8 +316,8 @@ def _roofline(document: Document) -> View | None:
              figure_text("bubble_fraction", op.get("share") or 0.0)) for position, op in enumerate(listed, 1)]
     legend = [(charts.swatch("forward"), "● limited by computing"),
               (charts.swatch("backward"), "◆ limited by memory")]
-    return {"figure": _figure(chart, None, legend, "", 320),
-            "table": _table(("Operator", "FLOP per byte", "Attained", "Time", "Share"), rows)}
+    return {"figure": figure_view(chart, None, legend, "", 320),
+            "table": table_view(("Operator", "FLOP per byte", "Attained", "Time", "Share"), rows)}
 
 
 def _variants(document: Document) -> View | None:
@@ -375,7 +336,7 @@ def _variants(document: Document) -> View | None:
             cells.append(text if change is None else f"{text} ({change_text(change)})")
         rows.append(cells)
     head = ("Variant", "Set", "Fits", *(FIGURES[key].short or FIGURES[key].label for key in keys))
-    table = _table(head, rows, range(3))
+    table = table_view(head, rows, range(3))
     bars = [(plain(row.get("name")), row["breakdown_s"]) for row in everyone if row.get("breakdown_s")]
     figure = _breakdowns(bars, "Step time of the variants") if len(bars) > 1 else None
     return {"table": table, "figure": figure}
@@ -390,7 +351,7 @@ def _breakdowns(rows: Sequence[tuple[str, Mapping[str, float]]], title: str) -> 
     chart = charts.stacked_bars([(label, _parts(parts, order)) for label, parts in rows], title,
                                 "; ".join(f"{label} {_seconds(math.fsum(p.values()))}" for label, p in rows),
                                 _seconds)
-    return _figure(chart, _by_stage_table(rows, "s", order, ""), _legend(order), title)
+    return figure_view(chart, _by_stage_table(rows, "s", order, ""), _legend(order), title)
 
 
 def _origin(document: Document) -> View:
@@ -420,16 +381,16 @@ def render(document: Document, extra: Sequence[Mapping[str, Any]] = ()) -> str:
     added = [{"title": plain(section["title"]), "text": plain(section.get("text") or ""),
               "table": _plain_table(section.get("head") or (), section.get("rows") or ())}
              for section in extra]
-    return _environment().get_template("page.html").render(
+    return environment().get_template("page.html").render(
         head=_head(small), cards=_cards(small), limits=_limits(small), published=_published(small),
         calibration=_calibration(small),
         time=_time(small), pipeline=_pipeline(small), memory=_memory(small), fit=_fit(small),
         roofline=_roofline(small), variants=_variants(small), origin=_origin(small), extra=added,
-        data=_embedded(small))
+        data=embedded(small))
 
 
 def _plain_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> View | None:
-    return _table([plain(cell) for cell in head], [[plain(c) for c in row] for row in rows]) if rows else None
+    return table_view([plain(cell) for cell in head], [[plain(c) for c in row] for row in rows]) if rows else None
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -440,12 +401,12 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
                                 for value, c in zip(row["values"], row["changes"], strict=True)))
                for row in comparison["outputs"]]
     bars = [(name, parts) for name, parts in zip(names, comparison["breakdowns"], strict=True) if parts]
-    return _environment().get_template("compare.html").render(
+    return environment().get_template("compare.html").render(
         names=names, answers=[plain(answer or "") for answer in comparison["answers"]],
-        inputs=_table(("Input", *names), inputs, range(1 + len(names))),
-        outputs=_table(("Figure", *names), outputs),
+        inputs=table_view(("Input", *names), inputs, range(1 + len(names))),
+        outputs=table_view(("Figure", *names), outputs),
         breakdowns=_breakdowns(bars, "Step times side by side") if len(bars) > 1 else None,
-        causes=[_cause(part) for part in comparison["attributions"]], data=_embedded(comparison))
+        causes=[_cause(part) for part in comparison["attributions"]], data=embedded(comparison))
 
 
 def _cause(part: Mapping[str, Any]) -> View:
@@ -462,5 +423,5 @@ def _cause(part: Mapping[str, Any]) -> View:
     rows.append(("Total", amount(part["base_step_time_s"], "s", 4), amount(part["step_time_s"], "s", 4),
                  signed(part["difference_s"])))
     chart = charts.differences(terms, f"Difference by cause: {name} against {base}", text, signed)
-    return {"title": f"{name} against {base}", "text": text, "figure": _figure(
-        chart, _table(("Term", base, name, "Difference"), rows)) if terms else None}
+    return {"title": f"{name} against {base}", "text": text, "figure": figure_view(
+        chart, table_view(("Term", base, name, "Difference"), rows)) if terms else None}

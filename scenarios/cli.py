@@ -175,6 +175,96 @@ def reproduce(
         command.reproduce(systems or [], claims, html=html, markdown=markdown, as_json=json)
 
 
+schedule = typer.Typer(help="Pipeline schedules on their own: order, bubble, memory, picture.", no_args_is_help=True)
+app.add_typer(schedule, name="schedule")
+
+Stages = Annotated[int | None, typer.Option(help="Pipeline ranks.", min=1, max=4096)]
+Microbatches = Annotated[int | None, typer.Option(help="Micro-batches of a step.", min=1, max=100_000)]
+Chunks = Annotated[int | None, typer.Option(help="Chunks of layers a rank (default: the schedule's fewest).", min=1,
+                                            max=1024)]
+Group = Annotated[int | None, typer.Option(help="Micro-batches that go through a chunk before the next chunk's turn.",
+                                           min=1)]
+Segments = Annotated[int | None, typer.Option(help="Parts of each sequence, for schedules that cut it.", min=1,
+                                              max=4096)]
+_EACH = "of one micro-batch on a rank: ticks, or with a unit (12 ms); a list with commas, one a rank; or @FILE.csv"
+Forward = Annotated[str, typer.Option(help=f"Time of the forward {_EACH}, a line a rank and a cell a micro-batch.",
+                                      metavar="TIME")]
+Backward = Annotated[str, typer.Option(help="The same of the backward for the input.", metavar="TIME")]
+Weight = Annotated[str, typer.Option(help="The same of the backward for the weight.", metavar="TIME")]
+Comm = Annotated[str, typer.Option(help="Latency from one rank to another.", metavar="TIME")]
+Transfer = Annotated[str, typer.Option(help="How long one hop keeps the wire between two ranks busy.", metavar="TIME")]
+Barrier = Annotated[str, typer.Option(help="A meeting of all ranks (split output layer).", metavar="TIME")]
+PassTimes = Annotated[list[str], typer.Option("--pass", help="Time of another kind of pass (R, S, T, O, L). "
+                                              "Repeatable.", metavar="KIND=TIME")]
+MemoryLimit = Annotated[str, typer.Option(help="The most a rank may hold: micro-batches (4), chunks (6 chunks) or "
+                                          "bytes (40 GB).", metavar="X")]
+WeightShare = Annotated[float, typer.Option(help="Share of an activation that B leaves for W.", min=0, max=1)]
+ActivationBytes = Annotated[str, typer.Option(help="Activations of one micro-batch on one rank (2 GB).",
+                                              metavar="SIZE")]
+
+
+@schedule.callback()
+def _schedule() -> None:
+    pass
+
+
+@schedule.command("show")
+def schedule_show(
+    name: Annotated[str, typer.Argument(help="A schedule, or a file of orders (.json, .csv; FILE#CASE of several).",
+                                        metavar="NAME")],
+    stages: Stages = None, microbatches: Microbatches = None, chunks: Chunks = None, group: Group = None,
+    segments: Segments = None, forward: Forward = "1", backward: Backward = "1", weight: Weight = "1",
+    comm: Comm = "0", transfer: Transfer = "0", barrier: Barrier = "0", passes: PassTimes = [],  # noqa: B006
+    memory_limit: MemoryLimit = "", weight_share: WeightShare = 0.5, activation_bytes: ActivationBytes = "",
+    orders: Annotated[str, typer.Option(help="Write the order to this file.", metavar="F.json")] = "",
+    html: Html = "", json: Json = False,
+) -> None:
+    """Play one schedule: makespan, span, bubble, peak activations, picture."""
+    from scenarios.commands import schedule as command
+    from scenarios.commands.output import reported
+    from scenarios.schedules.settings import Options
+
+    options = Options(stages, microbatches, chunks, group, segments, forward, backward, weight, comm, transfer, barrier,
+                      passes, memory_limit, weight_share, activation_bytes)
+    with reported():
+        command.show(name, options, orders=orders, html=html, as_json=json)
+
+
+@schedule.command("compare")
+def schedule_compare(
+    names: Annotated[list[str] | None, typer.Argument(help="Schedules or files of orders.",
+                                                      metavar="[NAME...]")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All schedules there are.")] = False,
+    stages: Stages = None, microbatches: Microbatches = None, chunks: Chunks = None, group: Group = None,
+    segments: Segments = None, forward: Forward = "1", backward: Backward = "1", weight: Weight = "1",
+    comm: Comm = "0", transfer: Transfer = "0", barrier: Barrier = "0", passes: PassTimes = [],  # noqa: B006
+    memory_limit: MemoryLimit = "", weight_share: WeightShare = 0.5, activation_bytes: ActivationBytes = "",
+    html: Html = "", json: Json = False,
+) -> None:
+    """Play several schedules with the same work on every rank and micro-batch."""
+    from scenarios.commands import schedule as command
+    from scenarios.commands.output import reported
+    from scenarios.schedules.settings import Options
+
+    options = Options(stages, microbatches, chunks, group, segments, forward, backward, weight, comm, transfer, barrier,
+                      passes, memory_limit, weight_share, activation_bytes)
+    with reported():
+        command.compare(names or [], options, every=every, html=html, as_json=json)
+
+
+@schedule.command("check")
+def schedule_check(
+    file: Annotated[str, typer.Argument(help="A CSV with the columns of published/schedules.csv.", metavar="FILE.csv")],
+    json: Json = False,
+) -> None:
+    """Play every published row and compare cost, bubble and peak; exit status 1 where one disagrees."""
+    from scenarios.commands import schedule as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        command.check(file, as_json=json)
+
+
 calibrate = typer.Typer(help="Kernel profiles from measurement.", no_args_is_help=True)
 app.add_typer(calibrate, name="calibrate")
 

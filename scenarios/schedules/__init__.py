@@ -1,0 +1,1 @@
+"""Pipeline schedules on their own: settings from options, orders by name or file, what they cost, published rows."""

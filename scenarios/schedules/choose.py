@@ -1,0 +1,116 @@
+"""A name becomes a schedule with its order: one of the registry, or a file of orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from placement import schedules
+from placement.schedules.files import OrderFileError, read_orders
+from placement.schedules.order import Orders, Schedule, ScheduleError, Times
+from scenarios.errors import Place, ScenarioError
+from scenarios.schedules.settings import Array, Setting, memory_limit, pass_times
+from scenarios.tables import read_text
+
+OPTIONS = {"F": "--forward", "B": "--backward", "W": "--weight"}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A schedule in one setting.
+
+    `times`: of one pass by kind, "B" for the input alone; scalars, [stages] or [stages, micro-batches].
+    `facts`: what a search says about its order (bound, gap, ...). `notes`: what was put right or assumed.
+    """
+
+    schedule: Schedule
+    orders: Orders
+    setting: Setting  # with every number filled in
+    times: Mapping[str, Array]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def chunks_per_micro_batch(self) -> float:
+        """Chunk activations that make up those of one micro-batch on a rank."""
+        return chunks_per_micro_batch(self.schedule, int(self.setting.chunks or 1), int(self.setting.segments or 1))
+
+
+def chunks_per_micro_batch(schedule: Schedule, chunks: int, segments: int) -> float:
+    return chunks * segments / schedule.routes
+
+
+def choose(name: str, setting: Setting) -> Chosen:
+    """The schedule called `name` in this setting: a path ending in .json or .csv (`FILE#CASE` of several), or a name.
+
+    Raises ScenarioError for an unknown name, a file without an order, and a setting that the schedule does not have.
+    """
+    file, _, case = name.partition("#")
+    if file.lower().endswith((".json", ".csv")):
+        return _from_file(file, case, setting)
+    try:
+        return generated(schedules.get(name), setting)
+    except ScheduleError as error:
+        raise ScenarioError.at(Place(f"schedule {name}"), str(error).removeprefix(f"{name}: ")) from None
+
+
+def generated(schedule: Schedule, setting: Setting) -> Chosen:
+    """Raises ScheduleError for a setting that the schedule does not have, ScenarioError for what none has."""
+    for option, value in (("--stages", setting.pipeline), ("--microbatches", setting.micro_batches)):
+        if value is None:
+            raise ScenarioError.at(Place(option), "is needed: the order follows from it")
+    pipeline, micro_batches = int(setting.pipeline or 0), int(setting.micro_batches or 0)
+    chunks = schedule.least_chunks if setting.chunks is None else setting.chunks
+    segments = setting.segments or (2 if schedule.takes_segments else 1)
+    whole = replace(setting, chunks=chunks, segments=segments)
+    times = _pass_times(schedule, whole)
+    forward, backward, weight = (float(times[kind].mean()) for kind in "FBW")
+    orders = schedule.generate(
+        pipeline, micro_batches, setting.chunks, setting.group, setting.segments,
+        Times(forward, backward, weight, setting.latency),
+        memory_limit(setting.memory_limit, setting, chunks_per_micro_batch(schedule, chunks, segments)),
+        setting.weight_share)
+    return Chosen(schedule, orders, whole, times, notes=_notes(orders, setting))
+
+
+def _from_file(file: str, case: str, setting: Setting) -> Chosen:
+    place = Place(file)
+    text = read_text(Path(file), place)
+    try:
+        found = read_orders(text, Path(file).name, case, setting.pipeline, setting.micro_batches)
+    except OrderFileError as error:
+        raise ScenarioError.at(Place(file, error.line, error.column), str(error)) from None
+    wanted = {"--stages": (setting.pipeline, found.pipeline), "--chunks": (setting.chunks, found.chunks),
+              "--microbatches": (setting.micro_batches, found.micro_batches)}
+    for option, (asked, there) in wanted.items():
+        if asked not in (None, there):
+            raise ScenarioError.at(place, f"its order is for {option} {there} (got {asked})")
+    for option, given in (("--group", setting.group), ("--segments", setting.segments)):
+        if given is not None:
+            raise ScenarioError.at(place, f"an order from a file has no {option}")
+    whole = replace(setting, pipeline=found.pipeline, micro_batches=found.micro_batches, chunks=found.chunks,
+                    segments=1)
+    return Chosen(found.schedule, found.orders, whole, _pass_times(found.schedule, whole),
+                  notes=(*found.notes, *_notes(found.orders, setting)))
+
+
+def _pass_times(schedule: Schedule, whole: Setting) -> dict[str, Array]:
+    """Passes of S and T are of a rank and micro-batch, all others of a chunk."""
+    pipeline, micro_batches, chunks, segments = (
+        int(one or 1) for one in (whole.pipeline, whole.micro_batches, whole.chunks, whole.segments))
+    if not schedule.accepts_chunks(chunks):  # generate() says which it accepts
+        chunks = schedule.least_chunks
+    given = {"R": whole.times["F"], **whole.times}
+    return {
+        kind: times if kind in "ST" else pass_times(
+            times, OPTIONS.get(kind, f"--pass {kind}"), schedule, pipeline, chunks, segments, micro_batches)
+        for kind, times in given.items()
+    }
+
+
+def _notes(orders: Orders, setting: Setting) -> tuple[str, ...]:
+    """Kinds of pass whose time nobody gave."""
+    kinds = {one.kind for order in orders for one in order} - set(setting.times) - {"R"}
+    return tuple(f"{kind} passes take no time: --pass {kind}=TIME gives one" for kind in sorted(kinds))
