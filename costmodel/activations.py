@@ -56,7 +56,7 @@ def score_bytes(attention: Attention, shard: Shard, kernel: str, dropout: bool =
     and the dropped scores."""
     if kernel == "unfused":
         per_score = 5.0 if dropout else 2.0
-        return per_score * attention.heads * shard.sequence / shard.context * shard.tokens / shard.tensor
+        return per_score * attention.heads * shard.keys / shard.context * shard.tokens / shard.tensor
     return 4.0 * attention.heads * shard.tokens / shard.tensor
 
 

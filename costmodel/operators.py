@@ -27,7 +27,8 @@ class Shard:
 
     `batch` sequences of `sequence` tokens pass at once; `context` splits the tokens, `tensor` the heads and
     widths; `sequence_parallel` (bool) also splits norms and residuals by `tensor`; `expert` ranks share the
-    experts, each expert split by `expert_tensor`.
+    experts, each expert split by `expert_tensor`. With `segments` a pass runs one of so many parts of each sequence;
+    it is the mean part, with its share of the tokens and of the causal pairs.
     """
 
     batch: Number
@@ -37,11 +38,17 @@ class Shard:
     context: Number = 1
     expert: Number = 1
     expert_tensor: Number = 1
+    segments: Number = 1
 
     @property
     def tokens(self) -> Number:
-        """Tokens of one micro-batch on this rank before tensor parallelism."""
-        return self.batch * self.sequence / self.context
+        """Tokens of one pass on this rank before tensor parallelism."""
+        return self.batch * self.sequence / self.context / self.segments
+
+    @property
+    def keys(self) -> Number:
+        """Keys that lie before the end of the mean part of a sequence, which every query of it may score."""
+        return self.sequence * (self.segments + 1) / (2 * self.segments)
 
     @property
     def norm_tokens(self) -> Number:
@@ -119,7 +126,7 @@ def query_width(attention: Attention) -> int:
 def _attention_core(attention: Attention, shard: Shard) -> Operator:
     """Scores and values; the backward pass is 5 matrix products against 2 (FlashAttention-2, 3.1)."""
     key_dim, value_dim = attention.head_dim + attention.rope_head_dim, attention.value_head_dim
-    pairs = attended_pairs(shard.sequence, attention.window) * shard.batch / shard.context
+    pairs = attended_pairs(shard.sequence, attention.window) * shard.batch / shard.context / shard.segments
     heads = attention.heads / shard.tensor
     forward = 2.0 * pairs * heads * (key_dim + value_dim)
     kv_heads = np.maximum(attention.kv_heads / shard.tensor, 1.0) if attention.kind == "gqa" else heads

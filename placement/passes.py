@@ -72,6 +72,7 @@ class Setting:
             context=plan.context,
             expert=plan.expert,
             expert_tensor=plan.expert_tensor,
+            segments=plan.segments,
         )
 
     @cached_property

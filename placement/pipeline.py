@@ -6,6 +6,7 @@ same order in both.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel import collectives, network
+from costmodel.operators import Shard, layer_operators
 from placement import schedules
 from placement.passes import Seconds, Setting, add, sent_bytes, total
 from placement.schedules import Evaluation, Orders, Times
+from placement.schedules.recompute import with_recompute
+from placement.schedules.seq1f1b import balanced_segments
 from placement.state_traffic import ChunkTraffic
 from placement.units import Unit, vocabulary_share
 
@@ -59,6 +63,56 @@ def hop_s(setting: Setting, stage: int) -> float:
     return float(collectives.point_to_point_s(sent_bytes(setting), crosses, network.paths(cluster)))
 
 
+def recomputed_chunks(setting: Setting) -> int:
+    """How many of a rank's chunks run forward once more in a pass of their own; both copies where there are two."""
+    return (setting.plan.recompute_chunks or 0) * schedules.get(setting.plan.schedule).routes
+
+
+def recomputed_stages(setting: Setting) -> frozenset[int]:
+    """The stages of these chunks in model order."""
+    count = recomputed_chunks(setting)
+    return frozenset(
+        stage for rank in range(int(setting.plan.pipeline)) for stage in stages_of_rank(setting, rank)[:count]
+    )
+
+
+def dropped_share(setting: Setting, chunks: Sequence[ChunkTraffic]) -> Floats:
+    """[stages]: share of a chunk's bytes but logits that go after its forward pass and come again with its R.
+
+    All but its input goes. Embedding and head lie outside of what is recomputed, as in Megatron: the embedding's output
+    is the input of the first chunk, and logits stay.
+    """
+    input_bytes = 2.0 * setting.widening * setting.model.hidden * float(setting.shard.norm_tokens)
+    again = recomputed_stages(setting)
+    kept = [float(chunk.whole.saved_bytes - chunk.whole.head_bytes) for chunk in chunks]
+    return np.array([(1.0 - input_bytes / size if stage in again and size > input_bytes else 0.0)
+                     for stage, size in enumerate(kept)])
+
+
+def segment_shares(setting: Setting) -> Floats:
+    """[segments]: tokens of each part of a sequence over their mean.
+
+    Parts are cut to equal forward FLOPs of all layers (arXiv 2406.03488, section 3.3). So a pass is priced as the mean
+    part, of s/k tokens and a k-th of the causal pairs, and holds bytes by its own tokens. Simplifications: sends are
+    those of the mean part, kernels lose efficiency by the mean part's rows, and the gradients of keys and values that
+    gather over the backwards of a sequence are not counted.
+    """
+    count = int(setting.plan.segments)
+    if count == 1:
+        return np.ones(1)
+    layers = Counter(setting.model.layers)
+
+    def work(tokens: float) -> float:
+        shard = Shard(1, tokens)
+        return sum(
+            times * float(sum(one.forward_flops for one in layer_operators(setting.model, layer, shard)))
+            for layer, times in layers.items()
+        )
+
+    sizes = np.array(balanced_segments(int(setting.sequence), count, work), dtype=float)
+    return np.asarray(sizes / sizes.mean())
+
+
 def chunks_per_rank(setting: Setting) -> int:
     """Chunks that a rank holds; a schedule with two routes holds every stage twice."""
     return int(setting.plan.virtual) * schedules.get(setting.plan.schedule).routes
@@ -97,10 +151,12 @@ def orders_of(setting: Setting, passes: StagePasses, micro_batches: int) -> Orde
     chunks = chunks_per_rank(setting)
     limit = None if plan.in_flight_limit is None else plan.in_flight_limit * chunks / schedule.routes
     segments = int(plan.segments) if schedule.takes_segments else None
-    return schedule.generate(
+    orders = schedule.generate(
         int(plan.pipeline), micro_batches, chunks, segments=segments, times=times, memory_limit=limit,
         weight_share=share,
     )
+    again = recomputed_chunks(setting)
+    return with_recompute(orders, again) if again else orders
 
 
 @dataclass(frozen=True)
@@ -141,16 +197,23 @@ def output_layer(setting: Setting) -> OutputLayer:
 def played(setting: Setting, chunks: Sequence[ChunkTraffic], micro_batches: int) -> Evaluation:
     """The order alone, played with these chunks' times and bytes (memory in bytes of activations)."""
     passes, schedule = stage_passes(chunks), schedules.get(setting.plan.schedule)
+    logits = np.array([float(chunk.whole.head_bytes) for chunk in chunks])
+    dropped = dropped_share(setting, chunks) * (passes.held_bytes - logits)
     orders = orders_of(setting, passes, micro_batches)
     if schedule.splits_backward:
         memory = {
-            "F": passes.held_bytes, "B": passes.weight_bytes - passes.held_bytes, "W": -passes.weight_bytes
+            "F": passes.held_bytes - dropped, "R": dropped, "B": passes.weight_bytes - passes.held_bytes,
+            "W": -passes.weight_bytes,
         }
     else:
-        memory = {"F": passes.held_bytes, "B": -passes.held_bytes}
+        memory = {"F": passes.held_bytes - dropped, "R": dropped, "B": -passes.held_bytes}
+    if schedule.takes_segments:
+        shares = np.tile(segment_shares(setting), micro_batches)
+        memory = {kind: change[:, None] * shares for kind, change in memory.items()}
     copies = {"O": -passes.held_bytes, "L": passes.held_bytes}
     copy_s = passes.held_bytes / host_bandwidth_bytes_per_s(setting)
-    other_s: dict[str, object] = {"O": copy_s, "L": copy_s}
+    again_s = np.array([float(chunk.whole.again_s) for chunk in chunks])
+    other_s: dict[str, object] = {"O": copy_s, "L": copy_s, "R": again_s}
     barrier_s = 0.0
     if schedule.barriers:
         output = output_layer(setting)

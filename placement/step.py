@@ -15,7 +15,7 @@ from costmodel.operators import Number
 from placement import schedules
 from placement.memory import resident_bytes, stage_peak
 from placement.passes import Seconds, Setting, add, overlapped, total
-from placement.pipeline import OutputLayer, hop_s, output_layer, played, stages_of_rank
+from placement.pipeline import OutputLayer, hop_s, output_layer, played, recomputed_stages, stages_of_rank
 from placement.plan import micro_batches
 from placement.schedules import Schedule
 from placement.state_traffic import (
@@ -80,8 +80,9 @@ class _Stage:
 
 
 def _stage(
-    setting: Setting, chunks: list[ChunkTraffic], micro_batches: int, output: OutputLayer | None
+    setting: Setting, chunks: list[ChunkTraffic], passes: int, output: OutputLayer | None, again_s: float
 ) -> _Stage:
+    """A rank that runs each of its chunks `passes` times, with `again_s` of each time recomputed in passes (R)."""
     seconds: dict[str, Seconds] = {"forward": {}, "backward": {}}
     for chunk in chunks:
         counted = Counter(id(unit) for unit in chunk.layers)
@@ -89,11 +90,13 @@ def _stage(
             for direction, sums in seconds.items():
                 add(sums, _unit_seconds(setting, unit, flows, direction), counted[key])
     forward_s, backward_s = float(total(seconds["forward"])), float(total(seconds["backward"]))
-    step = add(add({}, seconds["forward"], micro_batches), seconds["backward"], micro_batches)
+    step = add(add({}, seconds["forward"], passes), seconds["backward"], passes)
+    if again_s:
+        add(step, {"recompute": again_s}, passes)
     add(step, _once_s(setting, chunks, forward_s, backward_s))
     whole = [chunk.whole for chunk in chunks]
     if output is not None:
-        add(add(step, output.logits, micro_batches), output.gradients, micro_batches)
+        add(add(step, output.logits, passes), output.gradients, passes)
         whole.append(output.unit)
     add(step, {"optimizer": optimizer_s(setting, whole)})
     plain = {category: float(value) for category, value in step.items()}
@@ -114,15 +117,17 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
     peaks = []
     equal: dict[tuple[int, ...], _Stage] = {}
     output = output_layer(setting) if schedule.barriers else None
-    play = None
+    play, again = None, recomputed_stages(setting)
     has_laws = schedule.bubble_s is not None and schedule.peak_in_flight is not None
-    if not has_laws or schedule.splits_backward or not plan.optimizer_barrier:
+    by_order = schedule.splits_backward or schedule.takes_segments or bool(plan.recompute_chunks)
+    if not has_laws or by_order or not plan.optimizer_barrier:
         play = played(setting, pipeline, count)
     for stage in range(stages):
         chunks = [pipeline[number] for number in stages_of_rank(setting, stage)]
         key = tuple(id(chunk.whole) for chunk in chunks)
         if key not in equal:
-            equal[key] = _stage(setting, chunks, count // schedule.routes, output)
+            again_s = sum(float(pipeline[one].whole.again_s) for one in stages_of_rank(setting, stage) if one in again)
+            equal[key] = _stage(setting, chunks, count * int(plan.segments) // schedule.routes, output, again_s)
         of_stage.append(equal[key])
         held = None if play is None else float(play.peak[stage])
         peaks.append(stage_peak(setting, stage, chunks, count, equal[key].resident, held))

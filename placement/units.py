@@ -16,7 +16,7 @@ from costmodel.architecture import Layer
 from costmodel.kernels import OPERAND_BYTES
 from costmodel.operators import Number, layer_operators
 from placement import schedules
-from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price
+from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price, total
 from placement.plan import layers_of_chunks
 
 
@@ -29,6 +29,7 @@ class Unit:
     from forward to backward, `working_bytes` during the backward pass only (a recomputed layer); `head_bytes` is
     the part of saved_bytes that logits take, `weight_bytes` what a split backward pass keeps for the weight
     gradients: inputs and output gradients of the linear layers (32 s b h a layer; arXiv 2401.10241, table 1).
+    `again_s` is what a pass that runs the layers forward once more takes (R).
     """
 
     price: PassPrice
@@ -40,6 +41,7 @@ class Unit:
     working_bytes: Number
     head_bytes: Number = 0.0
     weight_bytes: Number = 0.0
+    again_s: Number = 0.0
 
     @property
     def weights(self) -> tuple[tuple[Number, Number, bool], ...]:
@@ -80,7 +82,9 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
         operator.m * (operator.k + operator.n) * operator.groups
         for operator in layer_operators(model, layer, setting.shard) if operator.category == "gemm"
     )
-    return Unit(layer_price(setting, layer), *held, *trainable, kept, working, weight_bytes=operands)
+    price = layer_price(setting, layer)
+    again_s = total(price.forward)
+    return Unit(price, *held, *trainable, kept, working, weight_bytes=operands, again_s=again_s)
 
 
 def _ends(setting: Setting) -> tuple[Unit, Unit]:
@@ -122,6 +126,7 @@ def merged(units: Sequence[Unit]) -> Unit:
         max((unit.working_bytes for unit, _ in distinct), default=0.0),
         sum(times * unit.head_bytes for unit, times in distinct),
         sum(times * unit.weight_bytes for unit, times in distinct),
+        sum(times * unit.again_s for unit, times in distinct),
     )
 
 
@@ -147,6 +152,8 @@ def chunk_units(setting: Setting) -> list[tuple[Unit, ...]]:
     """
     split_ends = schedules.get(setting.plan.schedule).barriers > 0
     model = setting.model
+    if setting.plan.recompute_chunks is not None:  # passes of their own: the other passes neither repeat nor drop
+        setting = replace(setting, plan=replace(setting.plan, recompute="none"))
     of_layer = {layer: _layer_unit(setting, layer) for layer in set(model.layers)}
     embedding, head = _ends(setting)
     sizes = layers_of_chunks(len(model.layers), setting.plan)

@@ -92,6 +92,7 @@ def _batch(case: _Case) -> Found:
             f"global_batch {batch:,} / ({factors}) = {micro_batches:,}"
         )
     passes = {"pipeline": plan.pipeline, "virtual": plan.virtual, "micro-batches": micro_batches}
+    passes |= {"segments": plan.segments} if plan.segments > 1 else {}
     if math.prod(passes.values()) > MOST_PASSES:
         yield ("workload", "global_batch"), (
             f"{_product(passes)} passes in a step are more than the {MOST_PASSES:,} that can be played"
@@ -179,6 +180,36 @@ def _schedule(case: _Case) -> Found:
         )
 
 
+def _segments(case: _Case) -> Found:
+    plan, key = case.plan, ("plan", "segments")
+    if plan.segments == 1:
+        return
+    if not schedules.get(plan.schedule).takes_segments:
+        takers = [name for name in schedules.names() if schedules.get(name).takes_segments]
+        yield key, (
+            f"schedule {plan.schedule} does not cut sequences, so segments must be 1 (it is {plan.segments:,}); these "
+            f"do: {', '.join(takers)}"
+        )
+    if plan.segments > case.sequence:
+        yield key, f"{plan.segments:,} segments are more than the {case.sequence:,} tokens of a sequence"
+    if plan.context > 1:
+        yield key, (
+            f"{plan.segments:,} segments cut a sequence that context {plan.context:,} splits already; set one of them "
+            "to 1"
+        )
+
+
+def _recompute(case: _Case) -> Found:
+    plan, key = case.plan, ("plan", "recompute_chunks")
+    if plan.recompute_chunks is None:
+        return
+    if plan.recompute != "full":
+        yield key, f"chunks are recomputed as a whole: set recompute to full (it is {plan.recompute})"
+    if plan.recompute_chunks > plan.virtual:
+        held = f"a rank holds virtual {plan.virtual:,}"
+        yield key, f"{plan.recompute_chunks:,} chunks cannot be recomputed, {held}; 0 to {plan.virtual:,} can"
+
+
 def _sequence(case: _Case) -> Found:
     plan, sequence, key = case.plan, case.sequence, ("workload", "sequence")
     if case.model.positions and sequence > case.model.positions:
@@ -211,5 +242,6 @@ def _supports(peaks: Mapping[str, float], precision: str) -> bool:
 
 
 _Check = Callable[[_Case], Found]
-_CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _layers, _schedule, _sequence, _precision)
+_CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _layers, _schedule, _segments, _recompute, _sequence,
+                             _precision)
 _SIZED_CHECKS: tuple[_Check, ...] = (_batch, _expert_ranks)

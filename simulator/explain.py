@@ -14,6 +14,7 @@ from costmodel.units import show
 from placement import schedules
 from placement.memory import DEVICE_OVERHEAD_BYTES, DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE, workspace_bytes
 from placement.passes import Setting, total
+from placement.pipeline import segment_shares
 from placement.step import Step
 from simulator.inputs import TrainingInputs
 from simulator.timeline import Timeline
@@ -138,6 +139,13 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
         ("balance", "equal ranks", "every rank of a stage has equal work and speed; experts are balanced; no failures",
          "scope"),
     ]
+    if plan.segments > 1:
+        tokens = segment_shares(setting) * inputs.sequence / plan.segments
+        rows.append(("plan.segments", ", ".join(f"{count:,.0f}" for count in tokens), "tokens of the parts of a "
+                     "sequence, cut to equal FLOPs; a pass takes as long as the mean part", "arXiv 2406.03488"))
+    if plan.recompute_chunks is not None:
+        rows.append(("plan.recompute_chunks", plan.recompute_chunks, "chunks of a rank that keep their input only and "
+                     "run forward once more, in a pass of their own before the backward", "the scenario"))
     if accelerator.price_usd_per_hour and not inputs.price_usd_per_gpu_hour:
         price = f"{accelerator.price_usd_per_hour:g} USD/h"
         rows.append(("price", price, "list price on demand", accelerator.sources.get("price_usd_per_hour", "")))

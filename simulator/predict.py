@@ -120,7 +120,9 @@ def _hardware_flops_share(inputs: TrainingInputs) -> float:
         return 1.0
     if inputs.plan.recompute == "full":
         head = 6.0 * inputs.model.vocabulary * inputs.model.hidden
-        return 4.0 / 3.0 - head / 3.0 / float(model_flops_per_token(inputs.model, inputs.sequence))
+        again = 1.0 / 3.0 - head / 3.0 / float(model_flops_per_token(inputs.model, inputs.sequence))
+        chunks = inputs.plan.recompute_chunks
+        return 1.0 + again * (1.0 if chunks is None else chunks / inputs.plan.virtual)
     whole = float(model_flops_per_token(inputs.model, inputs.sequence))
     products = 6.0 * parameters.matmul_parameters_per_token(inputs.model)
     return 1.0 + (whole - products) / 3.0 / whole

@@ -15,11 +15,13 @@ from placement.memory import resident_bytes
 from placement.passes import PassPrice, Seconds, Setting, add, total
 from placement.pipeline import (
     OutputLayer,
+    dropped_share,
     hop_s,
     host_bandwidth_bytes_per_s,
     orders_of,
     output_layer,
     ranks_of_nodes,
+    segment_shares,
     stage_passes,
     stages_of_rank,
 )
@@ -53,13 +55,13 @@ class Lowered:
 
     program: Program
     passes: tuple[tuple[int, int, str, int, int], ...]  # (task, rank, kind of pass, stage, micro-batch)
-    micro_batches: int
+    micro_batches: int  # or segments of them
 
 
 def slots(
     order: list[schedules.Pass], node_of: list[int], chunks: tuple[ChunkTraffic, ...], count: int, last: str
 ) -> list[Slot]:
-    """The order of a rank with its units and what each gathers and reduces; `count` micro-batches.
+    """The order of a rank with its units and what each gathers and reduces; each chunk runs `count` times.
 
     `last` is the kind of pass behind which gradients are whole: "W" where the backward is split, else "B".
     Parameters that stay gathered come once a step, in the first forward pass of their chunk; gradients that
@@ -92,10 +94,11 @@ def _layer_slots(
     step: schedules.Pass, node: int, chunk: ChunkTraffic, spread_s: float, once: bool, final: bool, last: str
 ) -> list[Slot]:
     """One pass layer by layer; backward passes run through the layers in reverse."""
-    pairs, forward = chunk.pairs, step.kind == "F"
+    pairs, forward = chunk.pairs, step.kind in "FR"
     result = []
     for position, (unit, flows) in enumerate(pairs if forward else reversed(pairs)):
-        gather_s = {"F": flows.forward_gather_s, "B": flows.backward_gather_s}.get(step.kind, 0.0)
+        forward_s = flows.forward_gather_s
+        gather_s = {"F": forward_s, "R": forward_s, "B": flows.backward_gather_s}.get(step.kind, 0.0)
         reduce_s = flows.backward_reduce_s if step.kind == last else 0.0
         result.append(
             Slot(
@@ -129,6 +132,8 @@ class _Lowering:
         self.build = ProgramBuilder()
         self.micro_batches = int(micro_batches(setting.plan, global_batch))
         self.chunks = chunks_with_traffic(setting)
+        self.segments, self.shares = int(setting.plan.segments), segment_shares(setting)
+        self.dropped = dropped_share(setting, self.chunks)
         self.output = output_layer(setting) if self.schedule.barriers else None
         self.rank_of = ranks_of_nodes(setting)
         self.first: dict[tuple[str, int, int], int] = {}  # pass -> the first compute task of its slot
@@ -162,6 +167,7 @@ class _Lowering:
         passes = stage_passes(self.chunks)
         orders = orders_of(self.setting, passes, self.micro_batches)
         last = "W" if schedule.splits_backward else "B"
+        runs = self.micro_batches * self.segments // schedule.routes  # of each chunk
         for rank, order in enumerate(orders):
             node_of = [
                 stage + (chunk * len(self.chunks) if schedule.routes > 1 else 0)
@@ -169,10 +175,10 @@ class _Lowering:
             ]
             for state, size_bytes in resident_bytes(self.setting, self.units_of(rank)).items():
                 self.build.resident(rank, "hbm", state, float(size_bytes))
-            self.emit(rank, slots(order, node_of, self.chunks, self.micro_batches // schedule.routes, last))
+            self.emit(rank, slots(order, node_of, self.chunks, runs, last))
         self.connect()
         self.update()
-        return Lowered(self.build.build(), tuple(self.passes), self.micro_batches)
+        return Lowered(self.build.build(), tuple(self.passes), self.micro_batches * self.segments)
 
     def emit(self, stage: int, sequence: list[Slot]) -> None:
         """The tasks of one stage. The gather of a unit is issued before the reduction of the unit before it,
@@ -229,6 +235,8 @@ class _Lowering:
             return price.forward
         if slot.kind == "W":
             return price.weight
+        if slot.kind == "R":
+            return {"recompute": slot.unit.again_s}
         seconds = add({}, price.backward)
         for category, value in price.weight.items() if self.schedule.splits_backward else ():
             seconds[category] = max(seconds[category] - value, 0.0)
@@ -257,13 +265,20 @@ class _Lowering:
         self.open_passes = []
 
     def hold(self, stage: int, slot: Slot, task: int) -> None:
-        """Activations are there from the forward pass to the backward pass, the operands of weight gradients, where
-        they are computed later, to the W pass."""
+        """Activations are there from the forward pass (or, but for the input, from its repetition) to the backward
+        pass, the operands of weight gradients, where they are computed later, to the W pass."""
         build, unit = self.build, slot.unit
-        saved, working = float(unit.saved_bytes), float(unit.working_bytes)
-        later = float(unit.weight_bytes) if self.schedule.splits_backward else 0.0
+        share = float(self.shares[slot.micro_batch % self.segments])
+        saved, working = float(unit.saved_bytes) * share, float(unit.working_bytes) * share
+        later = float(unit.weight_bytes) * share if self.schedule.splits_backward else 0.0
+        dropped = 0.0
+        if slot.kind in "FR":
+            again = float(self.dropped[slot.node % len(self.chunks)])
+            dropped = again * (saved - float(unit.head_bytes) * share)
         if slot.kind == "F":
-            build.memory(task, "start", stage, "hbm", "activations", saved)
+            build.memory(task, "start", stage, "hbm", "activations", saved - dropped)
+        elif slot.kind == "R":
+            build.memory(task, "start", stage, "hbm", "activations", dropped)
         elif slot.kind == "B":
             build.memory(task, "start", stage, "hbm", "activations", working)
             build.memory(task, "end", stage, "hbm", "activations", later - working - saved)
