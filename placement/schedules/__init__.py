@@ -8,7 +8,9 @@ from placement.schedules.dual_pipe import DUAL_PIPE, DUAL_PIPE_V
 from placement.schedules.evaluate import Evaluation, evaluate
 from placement.schedules.gpipe import GPIPE
 from placement.schedules.greedy import ZB_1P, ZB_2P
+from placement.schedules.grouped import GIS, GIS_H, UNIFORM
 from placement.schedules.interleaved import INTERLEAVED_1F1B, INTERLEAVED_BFS
+from placement.schedules.offload import PO_F, PO_H
 from placement.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, Times
 from placement.schedules.seq1f1b import SEQ1F1B
@@ -30,7 +32,8 @@ _KNOWN = {
                      ZB_H1, ZB_H2, ZB_1P, ZB_2P, ZBV, ZBV_AUTO, V_MIN, V_HALF, V_ZB, V_ADAPTIVE,
                      DUAL_PIPE, DUAL_PIPE_V, SEQ1F1B,
                      ONE_F_ONE_B_VOCAB_1, ONE_F_ONE_B_VOCAB_2, ONE_F_ONE_B_INTERLACED, V_HALF_VOCAB_1,
-                     V_HALF_VOCAB_2)
+                     V_HALF_VOCAB_2,
+                     GIS, GIS_H, UNIFORM, PO_H, PO_F)
 }
 
 
