@@ -18,7 +18,7 @@ from placement.schedules.play import Ints, call, compiles
 
 WORK = 240_000_000  # passes played at the most, about a second compiled
 MOST_MOVES = 200_000
-LEAST_MOVES = 1_000  # below, a search finds nothing: the order stays as it is
+LEAST_MOVES = 20_000  # below, a search finds little: the order stays as it is
 FARTHEST = 6  # places that a pass moves at once
 MEMORY = 100  # moves ago; from 50 to 200 the V-shaped orders of eight ranks come out alike, beyond worse
 ROUNDING = 1e-9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -159,6 +160,11 @@ class Schedule:
         segments = (2 if self.takes_segments else 1) if segments is None else segments
         group = pipeline if group is None else group
         times = Times() if times is None else times
-        return self.order(
-            Request(pipeline, micro_batches, chunks, group, segments, times, memory_limit, weight_share)
-        )
+        request = Request(pipeline, micro_batches, chunks, group, segments, times, memory_limit, weight_share)
+        return [list(passes) for passes in _made(self.order, request)]
+
+
+@functools.lru_cache(maxsize=16)
+def _made(order: Callable[[Request], Orders], request: Request) -> Orders:
+    """Both fidelities and the variants of a scenario ask for the same order; some are searched for."""
+    return order(request)
