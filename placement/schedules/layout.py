@@ -11,6 +11,7 @@ where the wires take time.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -261,19 +262,23 @@ def _chain(previous: Ints, tasks: Ints, stream: Ints) -> None:
 
 
 def _deadlock(found: Layout, schedule: Schedule, orders: Orders) -> str:
-    """Names the first pass that never starts and one that it waits for."""
+    """Names a pass of the ring of tasks that wait for each other and the pass whose result it needs."""
     played = np.zeros(len(found.previous), dtype=bool)
     played[found.order] = True
-    number = int(np.flatnonzero(~played[found.task])[0])
-    task = found.task[number]
-    waits = found.dependency_task[found.dependency_offsets[task]:found.dependency_offsets[task + 1]]
-    stuck = [one for one in [*waits.tolist(), int(found.previous[task])] if one >= 0 and not played[one]]
-    rule = ""
-    if stuck and stuck[0] < found.slots:
-        other = int(np.flatnonzero(found.task == stuck[0])[-1])
-        rule = f", which waits for {_named(found, orders, other)}, which can never come before it"
-    return (f"{schedule.name}: the order can never be played, the ranks wait for each other from "
-            f"{_named(found, orders, number)} on{rule}")
+    task, ring = int(np.flatnonzero(~played)[0]), dict[int, bool]()  # whether the next task's result is needed
+    while task not in ring:
+        waits = found.dependency_task[found.dependency_offsets[task]:found.dependency_offsets[task + 1]]
+        needed = [int(one) for one in waits if not played[one]]
+        ring[task] = bool(needed)
+        task = needed[0] if needed else int(found.previous[task])
+    tasks = list(ring)
+    around = [*tasks[tasks.index(task):], task]
+    waiting, source = next(((one, other) for one, other in itertools.pairwise(around)
+                            if ring[one] and max(one, other) < found.slots), (around[0], around[0]))
+    pass_of = [int(np.flatnonzero(found.task == min(one, found.slots - 1))[-1]) for one in (waiting, source)]
+    return (f"{schedule.name}: the order can never be played, ranks wait for each other: "
+            f"{_named(found, orders, pass_of[0])} waits for {_named(found, orders, pass_of[1])}, which can never come "
+            f"before it")
 
 
 def _named(found: Layout, orders: Orders, number: int) -> str:
