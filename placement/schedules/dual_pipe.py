@@ -6,8 +6,10 @@ so that each hides the other's communication; what a slot makes leaves at its en
 schedule with `early` lets each result leave when its pass ends). Some backwards at the ends are for the input only,
 their W comes later.
 
-Bubble law: the README's, (stages/2 - 1)(F&B + B - 3 W) with B the whole backward (`readme_bubble_s`), is exact at
-F = B = W; played at unequal times the bubble is smaller, so there is no law here and the order is played.
+Bubble law: with n = p/2 - 1 (DualPipe) or p - 1 (DualPipeV) and times of a chunk, B for the input alone,
+max(n (2 F + B - W), n (F + 2 B - W) - F): found by sweeping the played order, exact for W <= B whatever m and F are.
+The README's n (F&B + B - 3 W), with B the whole backward, is n (F + 2 B - W) (`readme_bubble_s`): it is exact where
+F = B only, too high by up to F where B is longer and too low where F is.
 Memory law, chunk activations from F to W: p + 1 (DualPipe), 2 p + 1 (DualPipeV).
 """
 
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 from collections import deque
 from typing import Any
+
+import numpy as np
 
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, mirrored, v_shaped
 
@@ -91,9 +95,31 @@ def dual_pipe_v_order(request: Request) -> Orders:
 
 
 def readme_bubble_s(stages: Any, forward_s: Any, backward_s: Any, weight_s: Any) -> Any:
-    """Seconds, of chunk passes; `backward_s` is with the weight's, `stages` 2 p for DualPipeV. Exact for equal F, B and
-    W, an upper bound beyond (deepseek-ai/DualPipe, README). Shapes broadcast."""
+    """Seconds, of chunk passes; `backward_s` is with the weight's, `stages` 2 p for DualPipeV. Exact for F = B >= W
+    (deepseek-ai/DualPipe, README). Shapes broadcast."""
     return (stages / 2 - 1) * (forward_s + 2 * backward_s - 3 * weight_s)
+
+
+def _bubble_s(turn: Any, forward_s: Any, backward_s: Any, weight_s: Any) -> Any:
+    """Seconds, of chunk passes with `turn` steps to the turn; exact for W <= B, a lower bound beyond."""
+    readme_s = readme_bubble_s(2 * turn + 2, forward_s, backward_s, weight_s)
+    return np.maximum(turn * (2 * forward_s + backward_s - 2 * weight_s), readme_s - forward_s)
+
+
+def dual_pipe_bubble_s(
+    p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0, weight_s: Any = 0.0
+) -> Any:
+    """Seconds, times of one micro-batch on a rank, which is one of its two chunks; exact without latency where W is no
+    longer than B for the input, a lower bound beyond. Shapes broadcast."""
+    return _bubble_s(p / 2 - 1, forward_s, backward_s, weight_s) + 0.0 * (m * v + latency_s)
+
+
+def dual_pipe_v_bubble_s(
+    p: Any, m: Any, v: Any, forward_s: Any, backward_s: Any, latency_s: Any = 0.0, weight_s: Any = 0.0
+) -> Any:
+    """Seconds, times of one micro-batch over both chunks of a rank; exact without latency where W is no longer than B
+    for the input, a lower bound beyond. Shapes broadcast."""
+    return _bubble_s(p - 1, forward_s / 2, backward_s / 2, weight_s / 2) + 0.0 * (m * v + latency_s)
 
 
 def dual_pipe_peak(p: Any, rank: Any, m: Any, v: Any) -> Any:
@@ -107,7 +133,7 @@ def dual_pipe_v_peak(p: Any, rank: Any, m: Any, v: Any) -> Any:
 
 
 SOURCE = "deepseek-ai/DualPipe, arXiv 2412.19437"
-DUAL_PIPE = Schedule("dualpipe", "DualPipe", SOURCE, dual_pipe_order, None, dual_pipe_peak, mirrored,
-                     splits_backward=True, least_chunks=2, most_chunks=2, routes=2)
-DUAL_PIPE_V = Schedule("dualpipe-v", "DualPipeV", SOURCE, dual_pipe_v_order, None, dual_pipe_v_peak, v_shaped,
-                       splits_backward=True, least_chunks=2, most_chunks=2)
+DUAL_PIPE = Schedule("dualpipe", "DualPipe", SOURCE, dual_pipe_order, dual_pipe_bubble_s, dual_pipe_peak,
+                     mirrored, splits_backward=True, least_chunks=2, most_chunks=2, routes=2)
+DUAL_PIPE_V = Schedule("dualpipe-v", "DualPipeV", SOURCE, dual_pipe_v_order, dual_pipe_v_bubble_s, dual_pipe_v_peak,
+                       v_shaped, splits_backward=True, least_chunks=2, most_chunks=2)

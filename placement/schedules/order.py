@@ -95,9 +95,10 @@ class Schedule:
 
     `order(request)` gives the passes of every rank; call `generate`, which checks the setting first.
     `bubble_s(p, m, v, forward_s, backward_s, latency_s=0, weight_s=0)`: makespan less busy time in seconds;
-    broadcasts. All times are of one micro-batch over all chunks of a rank (a chunk takes a v-th); `backward_s`
-    is with the weight's, whose part is `weight_s`; `latency_s` is one way between two ranks. None where the
-    order follows from a search: then it is played.
+    broadcasts. All times are of one micro-batch over the chunks of a rank that it passes (with one route all: each
+    takes a v-th); `backward_s` is with the weight's, whose part is `weight_s`; `latency_s` is one way between two
+    ranks. None where the order follows from a search: then it is played. Laws of schedules that cut sequences take
+    `segments` too, and count the peak in segments.
     `peak_in_flight(p, rank, m, v)`: most chunk activations that a rank holds at once, from F to its last backward
     pass, broadcasting; one is 1/v of a micro-batch's activations on the rank. None where it is played.
     `stage_of(rank, chunk, pipeline, chunks)`: the stage, in model order from 0, that is this rank's chunk.

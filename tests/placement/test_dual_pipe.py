@@ -84,14 +84,36 @@ def test_readme_law_at_equal_times_and_memory_law(name: str) -> None:
             assert played.peak.tolist() == law.tolist() == [stages + 1] * p
 
 
-@pytest.mark.parametrize(("times", "bubble_s", "law_s"),
+@pytest.mark.parametrize("name", NAMES)
+def test_bubble_law_at_any_times(name: str) -> None:
+    """Exact where W is no longer than B, a lower bound beyond, whatever the number of micro-batches."""
+    schedule, random = schedules.get(name), np.random.default_rng(11)
+    for p in (2, 4, 6, 8, 12):
+        for m in (2 * p, 2 * p + 2, 5 * p):
+            orders = schedule.generate(p, m)
+            for forward_s, backward_s, weight_s in random.uniform(0.0, 4.0, (12, 3)):
+                played = evaluate(orders, schedule, forward_s, backward_s, weight_s)
+                runs = 1 if schedule.routes == 2 else 2
+                times = (runs * forward_s, runs * (backward_s + weight_s), 0.0, runs * weight_s)
+                law_s = float(schedule.bubble_s(p, m, 2, *times))
+                bubble_s = played.makespan_s - float(played.busy_s.max())
+                assert law_s <= bubble_s + 1e-9
+                if weight_s <= backward_s:
+                    assert bubble_s == pytest.approx(law_s, abs=1e-9), (p, m, forward_s, backward_s, weight_s)
+
+
+@pytest.mark.parametrize(("times", "bubble_s", "readme_s"),
                          [((2, 3, 2), 16, 18), ((3, 4, 2), 24, 27), ((10, 11, 7), 72, 75)])
-def test_readme_law_is_too_high_at_unequal_times(times: tuple[int, int, int], bubble_s: float, law_s: float) -> None:
+def test_readme_law_is_too_high_at_unequal_times(
+    times: tuple[int, int, int], bubble_s: float, readme_s: float
+) -> None:
     """The examples of the reference notes, section 2.9: p = 8, m = 20."""
     schedule, (forward_s, backward_s, weight_s) = schedules.get("dualpipe"), times
     played = evaluate(schedule.generate(8, 20), schedule, *times)
     assert played.makespan_s - played.busy_s.max() == bubble_s
-    assert readme_bubble_s(8, forward_s, backward_s + weight_s, weight_s) == law_s
+    assert readme_bubble_s(8, forward_s, backward_s + weight_s, weight_s) == readme_s
+    assert schedule.bubble_s is not None
+    assert schedule.bubble_s(8, 20, 2, forward_s, backward_s + weight_s, 0.0, weight_s) == bubble_s
 
 
 def played_by_slots(orders: Orders, schedule: Schedule, seconds: Callable[[Pass, int], float]) -> float:

@@ -53,6 +53,7 @@ def settings(name: str) -> list[tuple[int, int, int]]:
 def latency_limit(name: str, v: int, forward_s: float, backward_s: float) -> float:
     """The latency up to which the docstrings call the law exact; `*_s` of one chunk."""
     return {"interleaved-1f1b": min(forward_s, backward_s), "eager-1f1b": (forward_s + backward_s) / 2, "zb-h1": 0.0,
+            "dualpipe": 0.0, "dualpipe-v": 0.0,
             "gis": 0.0, "gis-h": 0.0}.get(name, 10.0)
 
 
@@ -64,7 +65,7 @@ def with_laws(law: str) -> list[str]:
 def test_bubble_laws_equal_the_played_order(name: str) -> None:
     schedule = schedules.get(name)
     for p, m, v in settings(name):
-        orders, parts = schedule.generate(p, m, v), v * (2 if schedule.takes_segments else 1)
+        orders, parts = schedule.generate(p, m, v), v // schedule.routes * (2 if schedule.takes_segments else 1)
         for forward_s, backward_s, weight_s in TIMES:
             limit_s = latency_limit(name, v, forward_s, backward_s + weight_s)
             for latency_s in {0.0, 0.3 * limit_s, limit_s}:
