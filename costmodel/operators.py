@@ -259,15 +259,17 @@ def adapter_operators(attention: Attention, hidden: int, shard: Shard, rank: int
     )
 
 
-def head_operators(model: Model, shard: Shard, logit_bytes: Number = 6.0) -> tuple[Operator, ...]:
-    """Final norm, vocabulary projection and cross-entropy, which moves `logit_bytes` a logit (a third forward:
-    fused, 2 bytes are read, then 2 read and 2 written back)."""
+def head_operators(
+    model: Model, shard: Shard, logit_bytes: tuple[Number, Number] = (2.0, 4.0)
+) -> tuple[Operator, ...]:
+    """Final norm, vocabulary projection and cross-entropy, which moves `logit_bytes` a logit forward and backward
+    (fused, 2 bytes are read, then 2 read and 2 written back)."""
     logits = shard.tokens * model.vocabulary / shard.tensor
     norm = 2 * ACTIVATION_BYTES * shard.norm_tokens * model.hidden
     return (
         memory_bound("final_norm", norm, 1.5 * norm),
         gemm("head", shard.tokens, model.vocabulary / shard.tensor, model.hidden, narrow=False),
-        memory_bound("cross_entropy", logit_bytes * logits / 3.0, logit_bytes * logits * 2.0 / 3.0),
+        memory_bound("cross_entropy", logit_bytes[0] * logits, logit_bytes[1] * logits),
     )
 
 

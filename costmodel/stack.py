@@ -21,14 +21,16 @@ from costmodel.operators import Number
 
 ATTENTION_KERNELS = ("unfused", "flash-2", "flash-3", "cudnn")
 ATTENTION_BACKWARDS = ("skips", "whole")
-CROSS_ENTROPIES = ("fused", "unfused")
+CROSS_ENTROPIES = ("fused", "unfused", "vocab-parallel")
 CUDA_GRAPHS = ("none", "partial", "full")
 MOE_DISPATCHERS = ("all-to-all", "flex")
 OVERLAPS = ("data", "tensor", "context", "expert", "pipeline")
 
 # Bytes a logit through cross-entropy, forward and backward: a fused kernel reads 2, reads 2 and writes 2; the
 # unfused fp32 chain of 2022 moves 52 counted and costs as much as 108 (memory_notes B3, fitted on vTrain).
-LOGIT_BYTES = {"fused": 6.0, "unfused": 108.0}
+# "vocab-parallel" is that chain as counted in Megatron-LM's VocabParallelCrossEntropy: cast, maximum, difference,
+# exponential, sum and quotient forward, product and cast backward.
+LOGIT_BYTES = {"fused": (2.0, 4.0), "unfused": (36.0, 72.0), "vocab-parallel": (38.0, 14.0)}
 
 # memory_notes B3: host time of a pass grows by 4.7 % per further tensor rank. Of the powers 3, 4, 5, 8 and 16 of the
 # smooth maximum, 4 has the least mean error over the vTrain cells and the MoE rows (any from 4 up: B5).
@@ -47,10 +49,11 @@ class Stack:
     """execution: "eager", "fused" (Transformer Engine, Megatron kernels) or "compiled" (torch.compile).
     attention: the kernel; attention_backward: "skips" masked blocks or computes the "whole" square.
     overlap: which communication runs beside compute (what is not named blocks).
-    cross_entropy: "fused" or an "unfused" fp32 chain. cuda_graphs: what the host need not launch.
+    cross_entropy: "fused", or an fp32 chain ("unfused", "vocab-parallel"). cuda_graphs: what the host need not launch.
     moe_dispatcher: "all-to-all", or "flex" (DeepEP, HybridEP) which permutes while it sends.
     host_layer_s, host_moe_layer_s, host_head_s: host seconds of one pass of a dense layer, an MoE layer, the
-    head; a pass takes at least that long. 0 means the host is never in the way.
+    head; a pass takes at least that long. host_hop_s: of one send and its receive between pipeline stages. 0 means the
+    host is never in the way.
     """
 
     execution: str = "fused"
@@ -63,6 +66,7 @@ class Stack:
     host_layer_s: float = 0.0
     host_moe_layer_s: float = 0.0
     host_head_s: float = 0.0
+    host_hop_s: float = 0.0
     name: str = ""
     source: str = ""
 

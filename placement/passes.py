@@ -275,11 +275,7 @@ def _joined(*prices: PassPrice) -> PassPrice:
 
 
 def layer_price(setting: Setting, layer: Layer) -> PassPrice:
-    """One layer and micro-batch: compute, its communication, and what recomputation repeats.
-
-    Full recomputation repeats the forward pass with its communication before the backward pass; selective
-    repeats the attention core, pointwise the memory-bound operators.
-    """
+    """One layer and pass: compute, its communication, and what recomputation repeats within the backward pass."""
     plan, model, shard = setting.plan, setting.model, setting.shard
     operators = layer_operators(model, layer, shard)
     frozen = plan.trainable == "lora"
@@ -289,21 +285,30 @@ def layer_price(setting: Setting, layer: Layer) -> PassPrice:
         price = _joined(price, _operators_price(setting, adapters))
     host_s = setting.stack.host_s(bool(layer.feed_forward.experts), plan.tensor) * setting.constants.host
     price = _with_host(setting, _with_communication(setting, layer, price), host_s)
-    repeated: Number = 0.0
-    if plan.recompute == "full":
-        repeated = total(price.forward)
-    elif plan.recompute in ("selective", "pointwise"):
-        repeats = "attention" if plan.recompute == "selective" else "memory_bound"
-        again = tuple(operator for operator in operators if operator.category == repeats)
-        repeated = total(_operators_price(setting, again).forward)
+    repeated = repeated_s(setting, layer, price) if plan.recompute_chunks is None else 0.0
     return PassPrice(price.forward, add(dict(price.backward), {"recompute": repeated}), price.weight)
+
+
+def repeated_s(setting: Setting, layer: Layer, price: PassPrice) -> Number:
+    """Seconds of what recomputation runs again of a layer and pass.
+
+    Full recomputation repeats the forward pass with its communication; selective repeats the attention core,
+    pointwise the memory-bound operators.
+    """
+    level = setting.plan.recompute
+    if level in ("none", "full"):
+        return total(price.forward) if level == "full" else 0.0
+    repeats = "attention" if level == "selective" else "memory_bound"
+    again = (one for one in layer_operators(setting.model, layer, setting.shard) if one.category == repeats)
+    return total(_operators_price(setting, tuple(again)).forward)
 
 
 def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
     """(embedding, head): what the first and the last chunk do beside their layers."""
     stack, shard, frozen = setting.stack, setting.shard, setting.plan.trainable == "lora"
     embedding = _operators_price(setting, embedding_operators(setting.model, shard))
-    unfused = LOGIT_BYTES["unfused"] / setting.traffic_factor  # counted as it is moved, whatever the execution
-    logit_bytes = unfused if stack.cross_entropy == "unfused" else LOGIT_BYTES["fused"]
-    head = _operators_price(setting, head_operators(setting.model, shard, logit_bytes), frozen)
+    # the fp32 chains are counted as they are moved, whatever the execution
+    counted = 1.0 if stack.cross_entropy == "fused" else setting.traffic_factor
+    forward, backward = (size_bytes / counted for size_bytes in LOGIT_BYTES[stack.cross_entropy])
+    head = _operators_price(setting, head_operators(setting.model, shard, (forward, backward)), frozen)
     return embedding, _with_host(setting, head, stack.host_head_s / 2.0 * setting.constants.host)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from costmodel import collectives, network
 from costmodel.operators import Shard, layer_operators
 from placement import schedules
+from placement.hops import hop_s
 from placement.passes import Seconds, Setting, add, sent_bytes, total
 from placement.schedules import Evaluation, Orders, Times
 from placement.schedules.recompute import with_recompute
@@ -50,17 +51,6 @@ def stage_passes(chunks: Sequence[ChunkTraffic]) -> StagePasses:
         np.array([float(unit.saved_bytes) for unit in units]),
         np.array([float(unit.weight_bytes) for unit in units]),
     )
-
-
-def hop_s(setting: Setting, stage: int) -> float:
-    """Seconds of one hop of activations between a rank and the next one (the last and the first), either way."""
-    plan, cluster = setting.plan, setting.cluster
-    stages = int(plan.pipeline)
-    if stages == 1:
-        return 0.0
-    ranks, domain = int(plan.tensor * plan.context * plan.data), cluster.node.scale_up_domain
-    crosses = stage * ranks // domain != (stage + 1) % stages * ranks // domain
-    return float(collectives.point_to_point_s(sent_bytes(setting), crosses, network.paths(cluster)))
 
 
 def recomputed_chunks(setting: Setting) -> int:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from costmodel.operators import Number
 from placement import schedules
+from placement.hops import hop_s
 from placement.memory import resident_bytes, stage_peak
 from placement.passes import Seconds, Setting, add, overlapped, total
-from placement.pipeline import OutputLayer, hop_s, output_layer, played, recomputed_stages, stages_of_rank
+from placement.pipeline import OutputLayer, output_layer, played, recomputed_stages, stages_of_rank
 from placement.plan import micro_batches
 from placement.schedules import Schedule
 from placement.state_traffic import (

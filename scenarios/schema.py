@@ -163,12 +163,13 @@ class StackBlock(Block):
     attention: Literal["unfused", "flash-2", "flash-3", "cudnn"] | None = None
     attention_backward: Literal["skips", "whole"] | None = None
     overlap: list[Literal["data", "tensor", "context", "expert", "pipeline"]] | None = None
-    cross_entropy: Literal["fused", "unfused"] | None = None
+    cross_entropy: Literal["fused", "unfused", "vocab-parallel"] | None = None
     moe_dispatcher: Literal["all-to-all", "flex"] | None = None
     cuda_graphs: Literal["none", "partial", "full"] | None = None
     host_layer: HostTime = None
     host_moe_layer: HostTime = None
     host_head: HostTime = None
+    host_hop: HostTime = None
 
     @property
     def choices(self) -> dict[str, Any]:

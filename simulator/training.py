@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from costmodel import collectives, network
 from placement import schedules
+from placement.hops import hop_s
 from placement.memory import resident_bytes
 from placement.passes import PassPrice, Seconds, Setting, add, total
 from placement.pipeline import (
     OutputLayer,
     dropped_share,
-    hop_s,
     host_bandwidth_bytes_per_s,
     orders_of,
     output_layer,
