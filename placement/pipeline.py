@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from costmodel import collectives, network
 from costmodel.operators import Shard, layer_operators
 from placement import schedules
-from placement.hops import hop_s
 from placement.passes import Seconds, Setting, add, sent_bytes, total
 from placement.schedules import Evaluation, Orders, Times
 from placement.schedules.recompute import with_recompute
@@ -53,6 +52,17 @@ def stage_passes(chunks: Sequence[ChunkTraffic]) -> StagePasses:
     )
 
 
+def hop_s(setting: Setting, stage: int) -> float:
+    """Seconds of one hop of activations between a rank and the next one (the last and the first), either way."""
+    plan, cluster = setting.plan, setting.cluster
+    stages = int(plan.pipeline)
+    if stages == 1:
+        return 0.0
+    ranks, domain = int(plan.tensor * plan.context * plan.data), cluster.node.scale_up_domain
+    crosses = stage * ranks // domain != (stage + 1) % stages * ranks // domain
+    return float(collectives.point_to_point_s(sent_bytes(setting), crosses, network.paths(cluster)))
+
+
 def recomputed_chunks(setting: Setting) -> int:
     """How many of a rank's chunks run forward once more in a pass of their own; both copies where there are two."""
     return (setting.plan.recompute_chunks or 0) * schedules.get(setting.plan.schedule).routes
@@ -69,14 +79,18 @@ def recomputed_stages(setting: Setting) -> frozenset[int]:
 def dropped_share(setting: Setting, chunks: Sequence[ChunkTraffic]) -> Floats:
     """[stages]: share of a chunk's bytes but logits that go after its forward pass and come again with its R.
 
-    All but its input goes. Embedding and head lie outside of what is recomputed, as in Megatron: the embedding's output
-    is the input of the first chunk, and logits stay.
+    Of a full recomputation all but the chunk's one input goes, of the others what each layer makes again. Embedding and
+    head lie outside of what is recomputed, as in Megatron: the embedding's output is the input of the first chunk, and
+    logits stay.
     """
     input_bytes = 2.0 * setting.widening * setting.model.hidden * float(setting.shard.norm_tokens)
-    again = recomputed_stages(setting)
-    kept = [float(chunk.whole.saved_bytes - chunk.whole.head_bytes) for chunk in chunks]
-    return np.array([(1.0 - input_bytes / size if stage in again and size > input_bytes else 0.0)
-                     for stage, size in enumerate(kept)])
+    again, shares = recomputed_stages(setting), np.zeros(len(chunks))
+    for stage in again:
+        whole = chunks[stage].whole
+        size = float(whole.saved_bytes - whole.head_bytes)
+        made = size - input_bytes if setting.plan.recompute == "full" else float(whole.again_bytes)
+        shares[stage] = max(made, 0.0) / size if size else 0.0
+    return shares
 
 
 def segment_shares(setting: Setting) -> Floats:

@@ -44,7 +44,7 @@ class Plan:
     shard_group: Number | None = None  # ranks that share one copy of the states in hybrid sharding; None: all
     micro_batch: Number = 1
     recompute: str = "none"  # none | pointwise | selective | full
-    recompute_chunks: int | None = None  # full, in passes of their own: a rank's first chunks; None: inside B, all
+    recompute_chunks: int | None = None  # in passes of their own: a rank's first chunks; None: inside B, all
     precision: str = "bf16"  # of the linear layers (costmodel.kernels.PEAK_OF_PRECISION)
     trainable: str = "all"  # all | lora: adapters of `lora_rank` on the attention projections, the rest frozen
     lora_rank: int = 16

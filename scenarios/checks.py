@@ -203,8 +203,8 @@ def _recompute(case: _Case) -> Found:
     plan, key = case.plan, ("plan", "recompute_chunks")
     if plan.recompute_chunks is None:
         return
-    if plan.recompute != "full":
-        yield key, f"chunks are recomputed as a whole: set recompute to full (it is {plan.recompute})"
+    if plan.recompute == "none":
+        yield key, "what is recomputed of these chunks? set recompute to full, selective or pointwise (it is none)"
     if plan.recompute_chunks > plan.virtual:
         held = f"a rank holds virtual {plan.virtual:,}"
         yield key, f"{plan.recompute_chunks:,} chunks cannot be recomputed, {held}; 0 to {plan.virtual:,} can"

@@ -144,8 +144,8 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
         rows.append(("plan.segments", ", ".join(f"{count:,.0f}" for count in tokens), "tokens of the parts of a "
                      "sequence, cut to equal FLOPs; a pass takes as long as the mean part", "arXiv 2406.03488"))
     if plan.recompute_chunks is not None:
-        rows.append(("plan.recompute_chunks", plan.recompute_chunks, "chunks of a rank that keep their input only and "
-                     "run forward once more, in a pass of their own before the backward", "the scenario"))
+        rows.append(("plan.recompute_chunks", plan.recompute_chunks, "chunks of a rank that are recomputed, "
+                     "each in a pass of its own before its backward", "the scenario"))
     if accelerator.price_usd_per_hour and not inputs.price_usd_per_gpu_hour:
         price = f"{accelerator.price_usd_per_hour:g} USD/h"
         rows.append(("price", price, "list price on demand", accelerator.sources.get("price_usd_per_hour", "")))

@@ -118,14 +118,13 @@ def _hardware_flops_share(inputs: TrainingInputs) -> float:
     """hfu / mfu: executed over model FLOPs, with the recomputed forward pass where there is one."""
     if inputs.plan.recompute == "none":
         return 1.0
-    if inputs.plan.recompute == "full":
-        head = 6.0 * inputs.model.vocabulary * inputs.model.hidden
-        again = 1.0 / 3.0 - head / 3.0 / float(model_flops_per_token(inputs.model, inputs.sequence))
-        chunks = inputs.plan.recompute_chunks
-        return 1.0 + again * (1.0 if chunks is None else chunks / inputs.plan.virtual)
     whole = float(model_flops_per_token(inputs.model, inputs.sequence))
-    products = 6.0 * parameters.matmul_parameters_per_token(inputs.model)
-    return 1.0 + (whole - products) / 3.0 / whole
+    if inputs.plan.recompute == "full":
+        once = 6.0 * inputs.model.vocabulary * inputs.model.hidden  # the head
+    else:
+        once = 6.0 * parameters.matmul_parameters_per_token(inputs.model)
+    chunks = inputs.plan.recompute_chunks
+    return 1.0 + (whole - once) / 3.0 / whole * (1.0 if chunks is None else chunks / inputs.plan.virtual)
 
 
 def _money(inputs: TrainingInputs, step: Step, speed: dict[str, float]) -> tuple[dict[str, Any], dict[str, str]]:

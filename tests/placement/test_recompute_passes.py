@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from costmodel.stack import Stack
 from placement import schedules
+from placement.passes import layer_price
 from placement.schedules import Orders, Pass, Schedule, ScheduleError, evaluate
 from placement.schedules.recompute import with_recompute
 from placement.step import analytic_step
@@ -126,12 +128,14 @@ PLANS = [
     {"schedule": "dualpipe"},
     {"schedule": "seq1f1b", "segments": 2},
     {"schedule": "1f1b", "data": 2, "sharding": "fsdp"},
+    {"schedule": "1f1b", "recompute": "selective"},
+    {"schedule": "zb-h1", "recompute": "pointwise"},
 ]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_both_fidelities_agree_and_recompute_what_they_should(plan: dict[str, Any]) -> None:
-    case = setting(**{"pipeline": 4, "tensor": 2, **plan}, recompute="full", recompute_chunks=1)
+    case = setting(**{"pipeline": 4, "tensor": 2, "recompute": "full", **plan}, recompute_chunks=1)
     data = plan.get("data", 1)
     lowered = lower(case, 16 * data)
     played, step = static.play(lowered.program), analytic_step(case, 16 * data)
@@ -139,8 +143,10 @@ def test_both_fidelities_agree_and_recompute_what_they_should(plan: dict[str, An
     peaks = [played.peak(rank, "hbm")[0] for rank in range(4)]
     exact = 0.08 if "sharding" in plan else 0.01  # two gathered layers need not be there at the peak
     assert step.peak_bytes == pytest.approx(peaks, rel=exact)
-    # every layer runs forward once more, or half of them where a rank recomputes one of its two chunks
-    layers = sum(float(unit.again_s) for units in chunk_units(case) for unit in units)
+    # every layer is recomputed, or half of them where a rank recomputes one of its two chunks
+    once = layer_price(setting(**{"pipeline": 4, "tensor": 2, **plan, "recompute": "none"}), case.model.layers[0])
+    parts = {"full": list(once.forward), "selective": ["attention"], "pointwise": ["memory_bound"]}
+    layers = 32 * float(sum(once.forward[part] for part in parts[plan.get("recompute", "full")]))
     runs = 16 * plan.get("segments", 1) / plan.get("virtual", 1)
     again_s = [sum(stage["recompute"] for stage in stages) for stages in
                ([played.breakdown(rank) for rank in range(4)], step.breakdown_by_stage)]
@@ -161,6 +167,22 @@ def test_memory_of_a_step() -> None:
     assert steps == sorted(steps)  # the passes fill waiting time, which a recomputation inside B does not
     zero = static.play(lower(replace(case, plan=replace(case.plan, recompute_chunks=0)), 16).program)
     assert zero.makespan_s == steps[0]
+
+
+@pytest.mark.parametrize("level", ["selective", "pointwise", "full"])
+def test_memory_of_every_level(level: str) -> None:
+    """What micro-batches in flight keep is what they keep with a recomputation inside B (of a whole chunk one input
+    only); while R and B stand together one chunk is whole, not one layer."""
+    case, inside, none = (
+        setting(pipeline=4, recompute=how, recompute_chunks=chunks, stack=Stack("fused", "unfused"))
+        for how, chunks in ((level, 1), (level, None), ("none", None)))
+    kept, whole = ([sum(float(unit.saved_bytes) for unit in units) for units in chunk_units(one)]
+                   for one in (inside, none))
+    played = static.play(lower(case, 16).program)
+    for rank in range(3):
+        small = 2.0 * 8192 * 4096 if level == "full" else kept[rank]
+        held = played.peak(rank, "hbm")[1]["activations"]
+        assert held == pytest.approx((3 - rank) * small + whole[rank], rel=1e-9)
 
 
 SCENARIO = """\
@@ -190,5 +212,5 @@ def test_scenarios(tmp_path: Path) -> None:
     assert any(row["key"] == "plan.recompute_chunks" for row in found[1]["assumptions"])
     with pytest.raises(ScenarioError, match="3 chunks cannot be recomputed, a rank holds virtual 2; 0 to 2 can"):
         scenario(tmp_path, "plan.recompute_chunks=3")
-    with pytest.raises(ScenarioError, match=r"set recompute to full \(it is selective\)"):
-        scenario(tmp_path, "plan.recompute=selective")
+    with pytest.raises(ScenarioError, match=r"set recompute to full, selective or pointwise \(it is none\)"):
+        scenario(tmp_path, "plan.recompute=none")
