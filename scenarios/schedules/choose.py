@@ -102,7 +102,7 @@ def _pass_times(schedule: Schedule, whole: Setting) -> dict[str, Array]:
         int(one or 1) for one in (whole.pipeline, whole.micro_batches, whole.chunks, whole.segments))
     if not schedule.accepts_chunks(chunks):  # generate() says which it accepts
         chunks = schedule.least_chunks
-    given = {"R": whole.times["F"], **whole.times}
+    given = {**whole.times, "R": whole.times.get("R", whole.times["F"])}
     return {
         kind: times if kind in "ST" else pass_times(
             times, OPTIONS.get(kind, f"--pass {kind}"), schedule, pipeline, chunks, segments, micro_batches)
