@@ -18,6 +18,9 @@ from costmodel.operators import Shard, layer_operators
 from placement import schedules
 from placement.passes import Seconds, Setting, add, sent_bytes, total
 from placement.schedules import Evaluation, Orders, Times
+from placement.schedules.evaluate import play
+from placement.schedules.layout import layout
+from placement.schedules.offload import with_offload
 from placement.schedules.recompute import with_recompute
 from placement.schedules.seq1f1b import balanced_segments
 from placement.state_traffic import ChunkTraffic
@@ -159,8 +162,9 @@ def orders_of(setting: Setting, passes: StagePasses, micro_batches: int) -> Orde
         int(plan.pipeline), micro_batches, chunks, segments=segments, times=times, memory_limit=limit,
         weight_share=share,
     )
-    again = recomputed_chunks(setting)
-    return with_recompute(orders, again) if again else orders
+    again, away = recomputed_chunks(setting), plan.offload_chunks * schedule.routes
+    orders = with_recompute(orders, again) if again else orders
+    return with_offload(orders, away) if away else orders
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,11 @@ def output_layer(setting: Setting) -> OutputLayer:
     return OutputLayer(share, logits, gradients, float(share.saved_bytes) + hidden_bytes, broadcast_s, meeting_s)
 
 
-def played(setting: Setting, chunks: Sequence[ChunkTraffic], micro_batches: int) -> Evaluation:
-    """The order alone, played with these chunks' times and bytes (memory in bytes of activations)."""
+def played(
+    setting: Setting, chunks: Sequence[ChunkTraffic], micro_batches: int
+) -> tuple[Evaluation, Floats]:
+    """The order alone, played with these chunks' times and bytes (memory in bytes of activations); and the most that
+    each rank has on the host."""
     passes, schedule = stage_passes(chunks), schedules.get(setting.plan.schedule)
     logits = np.array([float(chunk.whole.head_bytes) for chunk in chunks])
     dropped = dropped_share(setting, chunks) * (passes.held_bytes - logits)
@@ -211,11 +218,12 @@ def played(setting: Setting, chunks: Sequence[ChunkTraffic], micro_batches: int)
         }
     else:
         memory = {"F": passes.held_bytes - dropped, "R": dropped, "B": -passes.held_bytes}
+    memory |= {"O": -passes.held_bytes, "L": passes.held_bytes}
     if schedule.takes_segments:
         shares = np.tile(segment_shares(setting), micro_batches)
         memory = {kind: change[:, None] * shares for kind, change in memory.items()}
-    copies = {"O": -passes.held_bytes, "L": passes.held_bytes}
-    copy_s = passes.held_bytes / host_bandwidth_bytes_per_s(setting)
+    host = {"O": -memory["O"], "L": -memory["L"]}
+    copy_s = memory["L"] / host_bandwidth_bytes_per_s(setting)
     again_s = np.array([float(chunk.whole.again_s) for chunk in chunks])
     other_s: dict[str, object] = {"O": copy_s, "L": copy_s, "R": again_s}
     barrier_s = 0.0
@@ -224,14 +232,19 @@ def played(setting: Setting, chunks: Sequence[ChunkTraffic], micro_batches: int)
         other_s |= {"S": float(total(output.logits)), "T": float(total(output.gradients))}
         memory |= {"S": np.array([output.held_bytes]), "T": np.array([-output.held_bytes])}
         barrier_s = output.meeting_s / schedule.barriers
-    return schedules.evaluate(
-        orders, schedule, passes.forward_s, passes.backward_s, passes.weight_s,
-        latency_s=max(hop_s(setting, stage) for stage in range(int(setting.plan.pipeline))),
-        memory={**memory, **copies}, other_s=other_s, barrier_s=barrier_s,
-    )
+    found = layout(orders, schedule)
+    latency_s = max(hop_s(setting, stage) for stage in range(int(setting.plan.pipeline)))
+    whole_s = passes.backward_s + (0.0 if schedule.splits_backward else passes.weight_s)
+    seconds = {"F": passes.forward_s, "B": whole_s, "W": passes.weight_s, **other_s}
+    device = play(found, schedule, seconds, latency_s, memory, barrier_s)
+    on_host = play(found, schedule, seconds, latency_s, host, barrier_s).peak if found.copies else np.zeros(found.ranks)
+    return device, on_host
 
 
 def host_bandwidth_bytes_per_s(setting: Setting) -> float:
-    """Of one direction of the accelerator's host link; infinite where the catalogue knows none."""
+    """Of one direction of the accelerator's host link; infinite where the catalogue knows none (memory in common).
+
+    Copies of a rank take turns on it, out and back, so that two ranks behind one switch can use a direction each.
+    """
     link = setting.cluster.accelerator.host_link
     return float(link.bandwidth_bytes_per_s) if link else float("inf")

@@ -45,6 +45,7 @@ class Plan:
     micro_batch: Number = 1
     recompute: str = "none"  # none | pointwise | selective | full
     recompute_chunks: int | None = None  # in passes of their own: a rank's first chunks; None: inside B, all
+    offload_chunks: int = 0  # a rank's first so many chunks lie on the host between their forward and their backward
     precision: str = "bf16"  # of the linear layers (costmodel.kernels.PEAK_OF_PRECISION)
     trainable: str = "all"  # all | lora: adapters of `lora_rank` on the attention projections, the rest frozen
     lora_rank: int = 16

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from costmodel.operators import Number
 from placement import schedules
 from placement.hops import hop_s
@@ -38,6 +40,7 @@ class Step:
     breakdown_by_stage: tuple[Mapping[str, float], ...]
     peak_bytes: tuple[float, ...]
     states_at_peak: tuple[Mapping[str, float], ...]
+    host_peak_bytes: tuple[float, ...] = ()  # of activations copied to the host
 
     @property
     def worst_stage(self) -> int:
@@ -118,11 +121,12 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
     peaks = []
     equal: dict[tuple[int, ...], _Stage] = {}
     output = output_layer(setting) if schedule.barriers else None
-    play, again = None, recomputed_stages(setting)
+    play, on_host, again = None, np.zeros(stages), recomputed_stages(setting)
     has_laws = schedule.bubble_s is not None and schedule.peak_in_flight is not None
-    by_order = schedule.splits_backward or schedule.takes_segments or bool(plan.recompute_chunks)
+    by_order = schedule.splits_backward or schedule.takes_segments
+    by_order = by_order or bool(plan.recompute_chunks) or plan.offload_chunks > 0
     if not has_laws or by_order or not plan.optimizer_barrier:
-        play = played(setting, pipeline, count)
+        play, on_host = played(setting, pipeline, count)
     for stage in range(stages):
         chunks = [pipeline[number] for number in stages_of_rank(setting, stage)]
         key = tuple(id(chunk.whole) for chunk in chunks)
@@ -150,6 +154,7 @@ def analytic_step(setting: Setting, global_batch: int) -> Step:
         tuple(per_stage),
         tuple(float(peak.peak_bytes) for peak in peaks),
         tuple({state: float(size) for state, size in peak.states.items()} for peak in peaks),
+        tuple(on_host.tolist()),
     )
 
 

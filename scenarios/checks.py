@@ -210,6 +210,16 @@ def _recompute(case: _Case) -> Found:
         yield key, f"{plan.recompute_chunks:,} chunks cannot be recomputed, {held}; 0 to {plan.virtual:,} can"
 
 
+def _offload(case: _Case) -> Found:
+    plan, key = case.plan, ("plan", "offload_chunks")
+    if plan.offload_chunks > plan.virtual:
+        held = f"a rank holds virtual {plan.virtual:,}"
+        yield key, f"{plan.offload_chunks:,} chunks cannot be copied to the host, {held}; 0 to {plan.virtual:,} can"
+    if plan.offload_chunks and plan.recompute_chunks:
+        yield key, (f"the first {plan.recompute_chunks:,} chunks are recomputed and the first {plan.offload_chunks:,} "
+                    "copied to the host; set one of them to 0")
+
+
 def _sequence(case: _Case) -> Found:
     plan, sequence, key = case.plan, case.sequence, ("workload", "sequence")
     if case.model.positions and sequence > case.model.positions:
@@ -242,6 +252,6 @@ def _supports(peaks: Mapping[str, float], precision: str) -> bool:
 
 
 _Check = Callable[[_Case], Found]
-_CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _layers, _schedule, _segments, _recompute, _sequence,
-                             _precision)
+_CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _layers, _schedule, _segments, _recompute, _offload,
+                             _sequence, _precision)
 _SIZED_CHECKS: tuple[_Check, ...] = (_batch, _expert_ranks)

@@ -150,6 +150,7 @@ class PlanBlock(Block):
     micro_batch: Degree = 1
     recompute: Literal["none", "pointwise", "selective", "full"] = "none"
     recompute_chunks: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    offload_chunks: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     precision: Precision = "bf16"
     trainable: Literal["all", "lora"] = "all"
     lora_rank: Degree = 16

@@ -77,6 +77,7 @@ def play(inputs: TrainingInputs) -> Played:
         tuple(breakdowns),
         tuple(peak[0] for peak in peaks),
         tuple(peak[1] for peak in peaks),
+        tuple(timeline.peak(stage, "host")[0] for stage in stages),
     )
     return Played(setting, step, lowered, timeline)
 
@@ -197,7 +198,8 @@ def summary(inputs: TrainingInputs, played: Played) -> tuple[dict[str, Any], dic
     speed = _speed(inputs, step.step_time_s)
     paid, reasons = _money(inputs, step, speed)
     peaks = {"hbm": played.needed_bytes}
-    if host := host_bytes(played.setting):
+    copied = sum(step.host_peak_bytes) / max(len(step.host_peak_bytes), 1)
+    if host := host_bytes(played.setting) + copied:
         peaks["host"] = float(host)
     return {
         "fits": played.fits,

@@ -290,7 +290,8 @@ class _Lowering:
 
     def copy(self, stage: int, slot: Slot) -> None:
         """A chunk's activations to the host behind its forward pass, or back before its backward pass."""
-        build, size_bytes = self.build, float(slot.unit.saved_bytes)
+        share = float(self.shares[slot.micro_batch % self.segments])
+        build, size_bytes = self.build, float(slot.unit.saved_bytes) * share
         seconds = size_bytes / host_bandwidth_bytes_per_s(self.setting)
         out = slot.kind == "O"
         last = self.last_compute.get(stage)
@@ -299,10 +300,9 @@ class _Lowering:
         profile = build.profile({"offload": 1.0})
         stream = build.stream(stage, "copy", self.weight)
         task = build.task(stream, f"{slot.kind}{slot.micro_batch}", profile, seconds, after)
-        if out:
-            build.memory(task, "end", stage, "hbm", "activations", -size_bytes)
-        else:
-            build.memory(task, "start", stage, "hbm", "activations", size_bytes)
+        leaving, arriving = ("hbm", "host") if out else ("host", "hbm")
+        build.memory(task, "end", stage, leaving, "activations", -size_bytes)
+        build.memory(task, "start", stage, arriving, "activations", size_bytes)
         self.ended[(slot.kind, slot.node, slot.micro_batch)] = task
 
     def send(self, stage: int, slot: Slot, task: int) -> int:

@@ -53,12 +53,13 @@ def settings(name: str) -> list[tuple[int, int, int]]:
 def latency_limit(name: str, v: int, forward_s: float, backward_s: float) -> float:
     """The latency up to which the docstrings call the law exact; `*_s` of one chunk."""
     return {"interleaved-1f1b": min(forward_s, backward_s), "eager-1f1b": (forward_s + backward_s) / 2, "zb-h1": 0.0,
-            "dualpipe": 0.0, "dualpipe-v": 0.0,
-            "gis": 0.0, "gis-h": 0.0}.get(name, 10.0)
+            "dualpipe": 0.0, "dualpipe-v": 0.0}.get(name, 10.0)
 
 
 def with_laws(law: str) -> list[str]:
-    return [name for name in schedules.names() if getattr(schedules.get(name), law) is not None]
+    """But for grouped interleaving, whose laws hold for whole groups: test_offload."""
+    return [name for name in schedules.names()
+            if getattr(schedules.get(name), law) is not None and name not in ("gis", "gis-h")]
 
 
 @pytest.mark.parametrize("name", with_laws("bubble_s"))
@@ -206,7 +207,7 @@ def longest_path_makespan(
 def simple(name: str) -> bool:
     """Passes of kinds F, B and W alone, each for itself, in one direction."""
     schedule = schedules.get(name)
-    kinds = {(one.kind in "FBW", one.joined) for passes in schedule.generate(2, 4) for one in passes}
+    kinds = {(one.kind in "FBW", one.joined) for passes in schedule.generate(4, 8) for one in passes}
     return schedule.routes == 1 and not schedule.barriers and kinds == {(True, False)}
 
 
