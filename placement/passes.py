@@ -307,7 +307,8 @@ def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
     """(embedding, head): what the first and the last chunk do beside their layers."""
     stack, shard, frozen = setting.stack, setting.shard, setting.plan.trainable == "lora"
     embedding = _operators_price(setting, embedding_operators(setting.model, shard))
-    unfused = LOGIT_BYTES["unfused"] / setting.traffic_factor  # counted as it is moved, whatever the execution
-    logit_bytes = unfused if stack.cross_entropy == "unfused" else LOGIT_BYTES["fused"]
-    head = _operators_price(setting, head_operators(setting.model, shard, logit_bytes), frozen)
+    # the fp32 chains are counted as they are moved, whatever the execution
+    counted = 1.0 if stack.cross_entropy == "fused" else setting.traffic_factor
+    forward, backward = (size_bytes / counted for size_bytes in LOGIT_BYTES[stack.cross_entropy])
+    head = _operators_price(setting, head_operators(setting.model, shard, (forward, backward)), frozen)
     return embedding, _with_host(setting, head, stack.host_head_s / 2.0 * setting.constants.host)

@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from costmodel import parameters
 from costmodel.activations import head_bytes, layer_bytes
 from costmodel.architecture import Layer
 from costmodel.kernels import OPERAND_BYTES
 from costmodel.operators import Number, layer_operators
 from placement import schedules
+from placement.hops import sending_s
 from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price, repeated_s
 from placement.plan import layers_of_chunks
 
@@ -102,10 +105,23 @@ def _ends(setting: Setting) -> tuple[Unit, Unit]:
         rest += model.vocabulary * model.hidden
     logits = setting.widening * head_bytes(model, setting.shard, setting.stack.execution)
     trained = 0.0 if plan.trainable == "lora" else 1.0 / plan.tensor
+    # the gradient of the table is dense and made whole before it is added up (torch's embedding_dense_backward)
+    made = 2.0 * setting.widening * model.vocabulary * model.hidden * trained
     return (
-        Unit(embedding_price, embedding / plan.tensor, 0.0, embedding * trained, 0.0, 0.0, 0.0),
+        Unit(embedding_price, embedding / plan.tensor, 0.0, embedding * trained, 0.0, 0.0, made),
         Unit(head_price, rest / plan.tensor, 0.0, rest * trained, 0.0, logits, 0.0, logits),
     )
+
+
+def _working_bytes(units: Sequence[Unit]) -> Number:
+    """What the backward pass of these units needs beyond all that they kept. It runs from the last to the first: a
+    unit works when what the later ones kept is gone."""
+    most: Number = 0.0
+    gone: Number = 0.0
+    for unit in reversed(units):
+        most = np.maximum(most, unit.working_bytes - gone)
+        gone = gone + unit.saved_bytes
+    return most
 
 
 def merged(units: Sequence[Unit]) -> Unit:
@@ -126,7 +142,7 @@ def merged(units: Sequence[Unit]) -> Unit:
         sum(times * unit.trainable_dense for unit, times in distinct),
         sum(times * unit.trainable_experts for unit, times in distinct),
         sum(times * unit.saved_bytes for unit, times in distinct),
-        max((unit.working_bytes for unit, _ in distinct), default=0.0),
+        _working_bytes(units),
         sum(times * unit.head_bytes for unit, times in distinct),
         sum(times * unit.weight_bytes for unit, times in distinct),
         sum(times * unit.again_s for unit, times in distinct),
@@ -166,6 +182,32 @@ def chunk_units(setting: Setting) -> list[tuple[Unit, ...]]:
             units = [merged([embedding, *units[:1]]), *units[1:]]
         if index == len(sizes) - 1 and not split_ends:
             units = [*units[:-1], merged([*units[-1:], head])]
-        result.append(tuple(units))
+        result.append(units)
         first += size
+    return _with_sends(setting, result)
+
+
+def _with_sends(setting: Setting, chunks: Sequence[Sequence[Unit]]) -> list[tuple[Unit, ...]]:
+    """The chunks with the sends that stand in the way of their passes: behind the last unit forward, the first one
+    backward. Equal units stay one object."""
+    known: dict[tuple[int, float, float], Unit] = {}
+
+    def longer(unit: Unit, forward_s: float, backward_s: float) -> Unit:
+        if not forward_s and not backward_s:
+            return unit
+        key = (id(unit), forward_s, backward_s)
+        if key not in known:
+            forward, backward = (
+                add(dict(seconds), {"pipeline_communication": sent_s})
+                for seconds, sent_s in ((unit.price.forward, forward_s), (unit.price.backward, backward_s))
+            )
+            known[key] = replace(unit, price=PassPrice(forward, backward, unit.price.weight))
+        return known[key]
+
+    result = []
+    for stage, units in enumerate(chunks):
+        ahead_s, back_s = sending_s(setting, stage, 1), sending_s(setting, stage, -1)
+        sent = [longer(unit, ahead_s if index == len(units) - 1 else 0.0, back_s if index == 0 else 0.0)
+                for index, unit in enumerate(units)]
+        result.append(tuple(sent))
     return result
