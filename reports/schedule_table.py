@@ -74,7 +74,8 @@ def _laws(shown: Document) -> Iterable[tuple[str, str]]:
 
 def _search(shown: Document) -> Iterable[tuple[str, str]]:
     unit = shown["settings"]["unit"]
-    for key, label in (("found", "Found"), ("bound", "No order is shorter than"), ("gap", "Gap to that bound")):
+    for key, label in (("found", "Found"), ("objective", "Searched for the least"),
+                       ("bound", "No order takes less than"), ("gap", "Gap to that bound"), ("proof", "Proof")):
         if shown.get(key) is not None:
             value = shown[key]
             yield label, percent(value) if key == "gap" else time_text(value, unit) if key == "bound" else str(value)

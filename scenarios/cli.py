@@ -38,6 +38,13 @@ class By(StrEnum):
     release = "release"
 
 
+class Objective(StrEnum):
+    """What a search for an order makes small: the longest span of a rank, or the makespan."""
+
+    span = "span"
+    makespan = "makespan"
+
+
 class Listed(StrEnum):
     """What `whatif list` can show."""
 
@@ -210,13 +217,14 @@ def _schedule() -> None:
 
 @schedule.command("show")
 def schedule_show(
-    name: Annotated[str, typer.Argument(help="A schedule, or a file of orders (.json, .csv; FILE#CASE of several).",
-                                        metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="A schedule, auto (the best order a search finds), or a file of "
+                                        "orders (.json, .csv; FILE#CASE of several).", metavar="NAME")],
     stages: Stages = None, microbatches: Microbatches = None, chunks: Chunks = None, group: Group = None,
     segments: Segments = None, forward: Forward = "1", backward: Backward = "1", weight: Weight = "1",
     comm: Comm = "0", transfer: Transfer = "0", barrier: Barrier = "0", passes: PassTimes = [],  # noqa: B006
     memory_limit: MemoryLimit = "", weight_share: WeightShare = 0.5, activation_bytes: ActivationBytes = "",
     orders: Annotated[str, typer.Option(help="Write the order to this file.", metavar="F.json")] = "",
+    objective: Annotated[Objective, typer.Option(help="What NAME auto searches the least of.")] = Objective.span,
     html: Html = "", json: Json = False,
 ) -> None:
     """Play one schedule: makespan, span, bubble, peak activations, picture."""
@@ -225,7 +233,7 @@ def schedule_show(
     from scenarios.schedules.settings import Options
 
     options = Options(stages, microbatches, chunks, group, segments, forward, backward, weight, comm, transfer, barrier,
-                      passes, memory_limit, weight_share, activation_bytes)
+                      passes, memory_limit, weight_share, activation_bytes, objective.value)
     with reported():
         command.show(name, options, orders=orders, html=html, as_json=json)
 

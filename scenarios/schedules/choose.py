@@ -1,19 +1,24 @@
-"""A name becomes a schedule with its order: one of the registry, or a file of orders."""
+"""A name becomes a schedule with its order: one of the registry, a file of orders, or `auto`, a search."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from placement import schedules
 from placement.schedules.files import OrderFileError, read_orders
-from placement.schedules.order import Orders, Schedule, ScheduleError, Times
+from placement.schedules.order import Orders, Request, Schedule, ScheduleError, Times, looped
 from scenarios.errors import Place, ScenarioError
 from scenarios.schedules.settings import Array, Setting, memory_limit, pass_times
 from scenarios.tables import read_text
 
+if TYPE_CHECKING:
+    from placement.schedules.search.auto import Found
+
+AUTO = "auto"
+ROUNDING = 1e-9
 OPTIONS = {"F": "--forward", "B": "--backward", "W": "--weight"}
 
 
@@ -43,7 +48,8 @@ def chunks_per_micro_batch(schedule: Schedule, chunks: int, segments: int) -> fl
 
 
 def choose(name: str, setting: Setting) -> Chosen:
-    """The schedule called `name` in this setting: a path ending in .json or .csv (`FILE#CASE` of several), or a name.
+    """The schedule called `name` in this setting: a path ending in .json or .csv (`FILE#CASE` of several), `auto` for
+    the best order that a search finds, or a name.
 
     Raises ScenarioError for an unknown name, a file without an order, and a setting that the schedule does not have.
     """
@@ -51,17 +57,14 @@ def choose(name: str, setting: Setting) -> Chosen:
     if file.lower().endswith((".json", ".csv")):
         return _from_file(file, case, setting)
     try:
-        return generated(schedules.get(name), setting)
+        return searched(setting) if name == AUTO else generated(schedules.get(name), setting)
     except ScheduleError as error:
         raise ScenarioError.at(Place(f"schedule {name}"), str(error).removeprefix(f"{name}: ")) from None
 
 
 def generated(schedule: Schedule, setting: Setting) -> Chosen:
     """Raises ScheduleError for a setting that the schedule does not have, ScenarioError for what none has."""
-    for option, value in (("--stages", setting.pipeline), ("--microbatches", setting.micro_batches)):
-        if value is None:
-            raise ScenarioError.at(Place(option), "is needed: the order follows from it")
-    pipeline, micro_batches = int(setting.pipeline or 0), int(setting.micro_batches or 0)
+    pipeline, micro_batches = _sizes(setting)
     chunks = schedule.least_chunks if setting.chunks is None else setting.chunks
     segments = setting.segments or (2 if schedule.takes_segments else 1)
     whole = replace(setting, chunks=chunks, segments=segments)
@@ -73,6 +76,58 @@ def generated(schedule: Schedule, setting: Setting) -> Chosen:
         memory_limit(setting.memory_limit, setting, chunks_per_micro_batch(schedule, chunks, segments)),
         setting.weight_share)
     return Chosen(schedule, orders, whole, times, notes=_notes(orders, setting))
+
+
+def searched(setting: Setting) -> Chosen:
+    """The best order found, of two chunks a rank in each placement and of one unless the setting says how many.
+
+    Times of a search are of stages: those of micro-batches count by their mean, and those of ranks only say the
+    stages' for one chunk a rank. Raises ScheduleError for a limit that no order keeps, ScenarioError for times.
+    """
+    from placement.schedules.search.auto import auto
+    from placement.schedules.search.bounds import lower_bound_s
+    from placement.schedules.search.problem import problem_of
+
+    pipeline, micro_batches = _sizes(setting)
+    for option, given in (("--group", setting.group), ("--segments", setting.segments)):
+        if given is not None:
+            raise ScenarioError.at(Place(option), "a search has no use for it")
+    of_ranks = any(times.ndim and len(times) == pipeline for times in setting.times.values())
+    if of_ranks and (setting.chunks or 1) > 1:
+        stages = pipeline * int(setting.chunks or 1)
+        raise ScenarioError.at(Place("--chunks"), f"a search over {setting.chunks} chunks a rank needs the times of "
+                                                  f"all {stages} stages, not of {pipeline} ranks")
+    found: list[tuple[Found, Setting, dict[str, Array]]] = []
+    refused = None
+    for chunks in [setting.chunks] if setting.chunks else [1] if of_ranks else [2, 1]:
+        whole = replace(setting, chunks=chunks, segments=1)
+        times = _pass_times(schedules.get("interleaved-1f1b" if chunks > 1 else "1f1b"), whole)
+        of_stages = {kind: value.mean(axis=1) if value.ndim == 2 else value for kind, value in times.items()}
+        request = Request(pipeline, micro_batches, chunks, times=Times(latency_s=setting.latency),
+                          memory_limit=memory_limit(setting.memory_limit, setting, chunks),
+                          weight_share=setting.weight_share)
+        of_kind: dict[str, Any] = {"forward_s": of_stages["F"], "backward_s": of_stages["B"], "weight_s": of_stages["W"]}
+        try:
+            if found and lower_bound_s(problem_of(request, setting.objective, looped, **of_kind)) >= found[0][0].cost_s:
+                continue  # one chunk a rank, which has one placement, cannot be better
+            found.append((auto(request, setting.objective, **of_kind), whole, times))
+        except ScheduleError as error:
+            refused = refused or error
+    if refused and not found:
+        raise refused
+    best, whole, times = min(found, key=lambda one: one[0].cost_s)
+    bound = min(best.cost_s, *(one.bound_s for one, _, _ in found))
+    facts = {"found": best.name, "objective": best.objective, "cost": best.cost_s, "bound": bound,
+             "gap": 1 - bound / best.cost_s if best.cost_s else 0.0,
+             "proof": "optimal" if best.cost_s <= bound * (1 + ROUNDING) else "none"}
+    return Chosen(best.schedule, best.orders, whole, times, facts, _notes(best.orders, setting))
+
+
+def _sizes(setting: Setting) -> tuple[int, int]:
+    for option, value in (("--stages", setting.pipeline), ("--microbatches", setting.micro_batches)):
+        if value is None:
+            raise ScenarioError.at(Place(option), "is needed: the order follows from it")
+    return int(setting.pipeline or 0), int(setting.micro_batches or 0)
 
 
 def _from_file(file: str, case: str, setting: Setting) -> Chosen:

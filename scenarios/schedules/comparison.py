@@ -9,7 +9,7 @@ from typing import Any
 from placement import schedules
 from placement.schedules.order import ScheduleError
 from scenarios.errors import ScenarioError
-from scenarios.schedules.choose import choose
+from scenarios.schedules.choose import AUTO, choose
 from scenarios.schedules.played import document
 from scenarios.schedules.settings import Setting
 
@@ -30,7 +30,7 @@ def documents(
         try:
             found.append(document(choose(name, _fitting(name, setting))))
         except ScenarioError as error:
-            if name not in schedules.names():
+            if name not in (*schedules.names(), AUTO):
                 raise
             refused.append({"name": name, "reason": error.problems[0].message})
     return found, refused

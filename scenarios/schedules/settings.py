@@ -41,6 +41,7 @@ class Setting:
     weight_share: float = 0.5
     activation_bytes: float | None = None  # of one micro-batch on one rank
     unit: str = "tick"
+    objective: str = "span"  # of a search: "span" or "makespan"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Options:
     memory_limit: str = ""
     weight_share: float = 0.5
     activation_bytes: str = ""
+    objective: str = "span"
 
 
 def setting(options: Options) -> Setting:
@@ -81,7 +83,7 @@ def setting(options: Options) -> Setting:
     size = reader.size("--activation-bytes", options.activation_bytes)
     return Setting(options.stages, options.microbatches, options.chunks, options.group, options.segments, times,
                    latency, transfer, barrier, options.memory_limit.strip(), options.weight_share, size,
-                   reader.unit())
+                   reader.unit(), options.objective)
 
 
 class _Reader:

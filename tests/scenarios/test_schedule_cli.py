@@ -217,3 +217,26 @@ def test_pages_are_written(tmp_path: Path) -> None:
     assert whatif("compare", "1f1b", "zbv", *SMALL, "--html", several).exit_code == 0
     assert "ZB-H1" in one.read_text(encoding="utf-8")
     assert several.read_text(encoding="utf-8").count("<figure>") == 4
+
+
+@pytest.mark.parametrize(("limit", "least"), [("2", 29.5), ("3", 26.5), ("4", 24.0)])
+def test_a_search_names_what_it_found_its_bound_and_the_gap(limit: str, least: float) -> None:
+    """V-Min's 59, V-Half's 53 and ZBV's 48 chunk ticks are known orders within 2, 3 and 4 micro-batches."""
+    found = shown("auto", *SMALL, "--chunks", "2", "--memory-limit", limit)
+    assert found["span"] == pytest.approx(found["cost"])
+    assert found["span"] <= least
+    assert max(found["peak_memory_micro_batches"]) <= float(limit)
+    assert found["bound"] <= found["span"]
+    assert found["gap"] == pytest.approx(1 - found["bound"] / found["cost"], abs=1e-9)
+    assert (found["proof"] == "optimal") == (found["gap"] < 1e-9)
+    text = whatif("show", "auto", *SMALL, "--chunks", "2", "--memory-limit", limit).stdout
+    assert all(word in text for word in ("Found", "No order takes less than", "Gap to that bound"))
+
+
+def test_a_search_of_one_chunk_keeps_to_it_and_refuses_what_cannot_be() -> None:
+    found = shown("auto", *SMALL, "--chunks", "1", "--memory-limit", "4")
+    assert found["settings"]["chunks"] == 1
+    assert found["span"] == 27.0  # ZB-H1, the order of least memory p without a bubble of its own
+    assert "the least that works is 1" in refused("show", "auto", *SMALL, "--memory-limit", "0.4")[0]
+    assert "needs the times of all 8 stages" in refused("show", "auto", *SMALL, "--chunks", "2", "--forward",
+                                                        "1,1,1,2")[0]
