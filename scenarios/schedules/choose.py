@@ -102,15 +102,17 @@ def searched(setting: Setting) -> Chosen:
     for chunks in [setting.chunks] if setting.chunks else [1] if of_ranks else [2, 1]:
         whole = replace(setting, chunks=chunks, segments=1)
         times = _pass_times(schedules.get("interleaved-1f1b" if chunks > 1 else "1f1b"), whole)
-        of_stages = {kind: value.mean(axis=1) if value.ndim == 2 else value for kind, value in times.items()}
+        of_stages: dict[str, Any] = {
+            name: times[kind].mean(axis=1) if times[kind].ndim == 2 else times[kind]
+            for kind, name in (("F", "forward_s"), ("B", "backward_s"), ("W", "weight_s"))}
         request = Request(pipeline, micro_batches, chunks, times=Times(latency_s=setting.latency),
                           memory_limit=memory_limit(setting.memory_limit, setting, chunks),
                           weight_share=setting.weight_share)
-        of_kind: dict[str, Any] = {"forward_s": of_stages["F"], "backward_s": of_stages["B"], "weight_s": of_stages["W"]}
         try:
-            if found and lower_bound_s(problem_of(request, setting.objective, looped, **of_kind)) >= found[0][0].cost_s:
+            problem = problem_of(request, setting.objective, looped, **of_stages)
+            if found and lower_bound_s(problem) >= found[0][0].cost_s:
                 continue  # one chunk a rank, which has one placement, cannot be better
-            found.append((auto(request, setting.objective, **of_kind), whole, times))
+            found.append((auto(request, setting.objective, **of_stages), whole, times))
         except ScheduleError as error:
             refused = refused or error
     if refused and not found:
