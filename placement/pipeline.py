@@ -56,6 +56,60 @@ def stage_passes(chunks: Sequence[ChunkTraffic]) -> StagePasses:
     )
 
 
+def recomputed_chunks(setting: Setting) -> int:
+    """How many of a rank's chunks run forward once more in a pass of their own; both copies where there are two."""
+    return (setting.plan.recompute_chunks or 0) * schedules.get(setting.plan.schedule).routes
+
+
+def recomputed_stages(setting: Setting) -> frozenset[int]:
+    """The stages of these chunks in model order."""
+    count = recomputed_chunks(setting)
+    return frozenset(
+        stage for rank in range(int(setting.plan.pipeline)) for stage in stages_of_rank(setting, rank)[:count]
+    )
+
+
+def dropped_share(setting: Setting, chunks: Sequence[ChunkTraffic]) -> Floats:
+    """[stages]: share of a chunk's bytes but logits that go after its forward pass and come again with its R.
+
+    Of a full recomputation all but the chunk's one input goes, of the others what each layer makes again. Embedding and
+    head lie outside of what is recomputed, as in Megatron: the embedding's output is the input of the first chunk, and
+    logits stay.
+    """
+    input_bytes = 2.0 * setting.widening * setting.model.hidden * float(setting.shard.norm_tokens)
+    again, shares = recomputed_stages(setting), np.zeros(len(chunks))
+    for stage in again:
+        whole = chunks[stage].whole
+        size = float(whole.saved_bytes - whole.head_bytes)
+        made = size - input_bytes if setting.plan.recompute == "full" else float(whole.again_bytes)
+        shares[stage] = max(made, 0.0) / size if size else 0.0
+    return shares
+
+
+def segment_shares(setting: Setting) -> Floats:
+    """[segments]: tokens of each part of a sequence over their mean.
+
+    Parts are cut to equal forward FLOPs of all layers (arXiv 2406.03488, section 3.3). So a pass is priced as the mean
+    part, of s/k tokens and a k-th of the causal pairs, and holds bytes by its own tokens. Simplifications: sends are
+    those of the mean part, kernels lose efficiency by the mean part's rows, and the gradients of keys and values that
+    gather over the backwards of a sequence are not counted.
+    """
+    count = int(setting.plan.segments)
+    if count == 1:
+        return np.ones(1)
+    layers = Counter(setting.model.layers)
+
+    def work(tokens: float) -> float:
+        shard = Shard(1, tokens)
+        return sum(
+            times * float(sum(one.forward_flops for one in layer_operators(setting.model, layer, shard)))
+            for layer, times in layers.items()
+        )
+
+    sizes = np.array(balanced_segments(int(setting.sequence), count, work), dtype=float)
+    return np.asarray(sizes / sizes.mean())
+
+
 def chunks_per_rank(setting: Setting) -> int:
     """Chunks that a rank holds; a schedule with two routes holds every stage twice."""
     return int(setting.plan.virtual) * schedules.get(setting.plan.schedule).routes
