@@ -238,3 +238,12 @@ def host_bandwidth_bytes_per_s(setting: Setting) -> float:
     """
     link = setting.cluster.accelerator.host_link
     return float(link.bandwidth_bytes_per_s) if link else float("inf")
+
+
+def copies_reduction_s(setting: Setting, held: Sequence[Unit]) -> float:
+    """Seconds in which two ranks add up the gradients of stages that both hold, where micro-batches go both ways."""
+    if schedules.get(setting.plan.schedule).routes == 1:
+        return 0.0
+    size_bytes = 4.0 * float(sum(unit.trainable_dense + unit.trainable_experts for unit in held))
+    group = network.group(setting.cluster, 2, int(setting.plan.tensor * setting.plan.data * setting.plan.context))
+    return float(setting.collective_s(collectives.all_reduce_s, size_bytes, group))

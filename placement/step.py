@@ -18,7 +18,14 @@ from placement import schedules
 from placement.hops import hop_s
 from placement.memory import resident_bytes, stage_peak
 from placement.passes import Seconds, Setting, add, overlapped, total
-from placement.pipeline import OutputLayer, output_layer, played, recomputed_stages, stages_of_rank
+from placement.pipeline import (
+    OutputLayer,
+    copies_reduction_s,
+    output_layer,
+    played,
+    recomputed_stages,
+    stages_of_rank,
+)
 from placement.plan import micro_batches
 from placement.schedules import Schedule
 from placement.state_traffic import (
@@ -102,7 +109,7 @@ def _stage(
     if output is not None:
         add(add(step, output.logits, passes), output.gradients, passes)
         whole.append(output.unit)
-    add(step, {"optimizer": optimizer_s(setting, whole)})
+    add(step, {"optimizer": optimizer_s(setting, whole), "data_communication": copies_reduction_s(setting, whole)})
     plain = {category: float(value) for category, value in step.items()}
     return _Stage(plain, forward_s, backward_s, resident_bytes(setting, whole))
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel import collectives, network
 from placement import schedules
 from placement.hops import hop_s
 from placement.memory import resident_bytes
 from placement.passes import PassPrice, Seconds, Setting, add, total
 from placement.pipeline import (
     OutputLayer,
+    copies_reduction_s,
     dropped_share,
     host_bandwidth_bytes_per_s,
     orders_of,
@@ -376,11 +376,7 @@ class _Lowering:
         if self.schedule.routes == 1:
             return
         for rank in range(self.stages):
-            held = self.units_of(rank)
-            size_bytes = 4.0 * float(sum(unit.trainable_dense + unit.trainable_experts for unit in held))
-            group = network.group(self.setting.cluster, 2, self.weight)
-            seconds = float(self.setting.collective_s(collectives.all_reduce_s, size_bytes, group))
-            last = self.last_compute[rank]
+            seconds, last = copies_reduction_s(self.setting, self.units_of(rank)), self.last_compute[rank]
             self.reductions[rank].append(
                 self.build.task(self.stream(rank, "data", "data"), "reduce copies", self.data, seconds, [last])
             )
