@@ -3,16 +3,17 @@
 Every rank holds a share of the vocabulary and runs, for each micro-batch, S (logits and local softmax) and T (gradients
 of its share). The last stage's output goes to all ranks before S. With two barriers (*Vocab-1*) all ranks meet behind S
 and behind T, and the last stage's B waits for both; with one (*Vocab-2*) the input gradient is ready with S, so B waits
-for S alone and T only for itself. Every order here is one period, repeated: its passes, and how many micro-batches each
+for S alone and T only for itself. On 1F1B an order is one period, repeated: its passes, and how many micro-batches each
 lags behind F. The lags leave each meeting a part of a period, so that it hides behind passes.
 
-Period: F + B + S + T of every rank, no bubble per micro-batch, without latency where B (with W) >= F; on V-Half where
-F = B = W, else nearly. S and T may take any time. Interlaced periods hold the broadcast and both meetings besides, and
-the ramps cost (p - 1)(F + B) as in 1F1B.
+Period: F + B + S + T of every rank, no bubble per micro-batch, without latency and whatever S and T take: on 1F1B where
+B (with W) >= F, on V-Half where W + 2 B >= 2 F and W + 2 F >= 2 B, as V-Half itself. Interlaced periods hold the
+broadcast and both meetings besides, and the ramps cost (p - 1)(F + B) as in 1F1B.
 *On 1F1B.* S and T stand between F and the next B or behind B, so that they run on all ranks within one B of each other
 (section 5). Memory law: rank r holds min(m, p - r + barriers) micro-batches, p + 2 and p + 1 on rank 0.
-*On V-Half.* S and T of all ranks stand at the same tick of V-Half's building block, its backwards one period later a
-barrier. Memory law: at most V-Half's 2 floor((p + 2)/2) chunk activations and 2 a barrier more.
+*On V-Half.* Backwards of V-Half's building block come one period later a barrier, the block is squeezed as V-Half is,
+and all ranks stop for S and T at the same moments of it. Memory law: V-Half's 2 floor((p + 2)/2) chunk activations,
+and 2 a barrier more.
 *Interlaced* (nnScaler, the paper's baseline): all ranks run S and T at once and wait for both meetings. A period then
 holds one F and one B whole, so that forwards go two ranks a period and backwards one: rank r holds
 min(m, floor(3 (p - r)/2)) micro-batches, 1.5 p on rank 0.
@@ -21,15 +22,24 @@ min(m, floor(3 (p - r)/2)) micro-batches, 1.5 p on rank 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from placement.schedules.building_block import (
+    PERIOD,
+    ROUNDING,
+    TRIAL,
+    Squeeze,
+    block_sequences,
+    lengthened,
+    span_bubble_s,
+)
+from placement.schedules.evaluate import evaluate
 from placement.schedules.order import Orders, Pass, Request, Schedule, v_shaped
-from placement.schedules.v_shape import v_half_peak, v_half_ticks
-
-TICKS = 6  # of V-Half's period: F, B and W of two chunks
-MIDDLE = 3  # ticks from the last forward to S: half a period for the broadcast, half for the meeting
+from placement.schedules.play import Floats
+from placement.schedules.v_shape import V_HALF, v_half_peak, v_half_ticks
 
 
 class Repeated(NamedTuple):
@@ -110,22 +120,65 @@ def interlaced_order(request: Request) -> Orders:
 
 
 def _on_v_half(request: Request, barriers: int) -> Orders:
-    p = request.pipeline
-    output = v_half_ticks(p)[0][1] + 1 + MIDDLE - 0.5  # between two ticks, the same on all ranks
-    orders = []
-    for first, second, back_second, back_first in v_half_ticks(p):
-        ticks: dict[tuple[str, int], float] = {
-            ("F", 0): first, ("F", 1): second,
-            ("B", 1): back_second + barriers * TICKS, ("B", 0): back_first + barriers * TICKS}
-        for chunk in (1, 0):
-            taken = {tick % TICKS for tick in ticks.values()}
-            behind = int(ticks["B", chunk]) + 1
-            ticks["W", chunk] = next(t for t in range(behind, behind + TICKS) if t % TICKS not in taken)
-        ticks["S", 0], ticks["T", 0] = output, output + TICKS + 0.25
-        starts = [(tick + TICKS * j, kind, chunk, j)
-                  for (kind, chunk), tick in ticks.items() for j in range(request.micro_batches)]
-        orders.append([Pass(kind, chunk, j) for _, kind, chunk, j in sorted(starts)])
-    return orders
+    """A short run, its period repeated where that makes the bubble no longer; else the whole run is squeezed."""
+    p, m = request.pipeline, request.micro_batches
+    schedule = V_HALF_VOCAB_1 if barriers == 2 else V_HALF_VOCAB_2
+    trial = min(m, TRIAL * p)
+    short = replace(request, micro_batches=trial)
+    orders = _squeezed_v_half(short, barriers)
+    if trial == m:
+        return orders
+    longer = lengthened(orders, m - trial)
+    if longer is not None:
+        bubbles_s = span_bubble_s(orders, short, schedule), span_bubble_s(longer, request, schedule)
+        if bubbles_s[1] <= bubbles_s[0] * (1 + ROUNDING):
+            return longer
+    return _squeezed_v_half(request, barriers)
+
+
+def _squeezed_v_half(request: Request, barriers: int) -> Orders:
+    """V-Half's block with its backwards later, squeezed without the output layer, then cut where S and T go."""
+    p, m = request.pipeline, request.micro_batches
+    ticks = [(first, second, back_second + barriers * PERIOD, back_first + barriers * PERIOD)
+             for first, second, back_second, back_first in v_half_ticks(p)]
+    limit = float(min(2 * m, v_half_peak(p, 0, m, 2) + 2 * barriers))
+    whole = replace(request, weight_share=1.0)
+    orders = Squeeze(block_sequences(ticks, m), whole, limit, V_HALF, early="F", early_tail="B").run()
+    times = request.times
+    played = evaluate(orders, V_HALF, times.forward_s, times.backward_s, times.weight_s, times.latency_s)
+    stops = _stops(orders[0], played.start_s[0], played.end_s[0], request, barriers)
+    return [_with_output(passes, start_s, stops) for passes, start_s in zip(orders, played.start_s, strict=True)]
+
+
+def _stops(
+    first: list[Pass], start_s: Floats, end_s: Floats, request: Request, barriers: int
+) -> list[tuple[float, str, int]]:
+    """(seconds, S or T, micro-batch), in order: the moments at which all ranks stop for a pass of the output layer.
+
+    S half a period behind the last stage's forward, which rank 0 runs, so that the broadcast and the meeting have half
+    of one each, and T a period later; sooner where the last stage's backward would wait.
+    """
+    place = {(one.kind, one.micro_batch): number for number, one in enumerate(first) if one.chunk == 1}
+    times, stops = request.times, []
+    half_s = times.forward_s + times.backward_s + times.weight_s
+    for j in range(request.micro_batches):
+        back_s = float(start_s[place["B", j]])
+        logits_s = min(float(end_s[place["F", j]]) + half_s, back_s)
+        later_s = logits_s + 2 * half_s
+        stops += [(logits_s, "S", j), (min(later_s, back_s) if barriers == 2 else later_s, "T", j)]
+    return sorted(stops)
+
+
+def _with_output(passes: list[Pass], start_s: Floats, stops: list[tuple[float, str, int]]) -> list[Pass]:
+    """S and T behind the passes that have started when all ranks stop for them."""
+    result: list[Pass] = []
+    done = 0
+    for number, (_, kind, j) in zip(
+        np.searchsorted(start_s, np.array([when for when, _, _ in stops]) - ROUNDING).tolist(), stops, strict=True
+    ):
+        result += [*passes[done:number], Pass(kind, 0, j)]
+        done = number
+    return result + passes[done:]
 
 
 def v_half_two_barriers_order(request: Request) -> Orders:

@@ -41,11 +41,19 @@ def test_no_bubble_per_micro_batch_on_1f1b(name: str) -> None:
 
 @pytest.mark.parametrize("name", ON_V_HALF)
 def test_no_bubble_per_micro_batch_on_v_half(name: str) -> None:
-    """At equal times whatever S and T take; at the measured ratios of zero-bubble papers too."""
+    """Wherever V-Half itself repeats without one (arXiv 2405.15362: W + 2 B >= 2 F, W + 2 F >= 2 B)."""
     for p in PIPELINES:
-        for output in OUTPUT_TIMES:
-            assert period_s(name, p, (1.0, 1.0, 1.0), output) == pytest.approx(6 + sum(output)), (p, output)
-        assert period_s(name, p, (2.0, 2.2, 1.5), (0.5, 1.0)) == pytest.approx(2 * 5.7 + 1.5), p
+        for times in [(1.0, 1.0, 1.0), (3.0, 4.0, 2.0), (2.0, 2.2, 1.5)]:
+            for output in OUTPUT_TIMES[:2] if times == (1.0, 1.0, 1.0) else OUTPUT_TIMES[2:3]:
+                assert period_s(name, p, times, output) == pytest.approx(2 * sum(times) + sum(output)), (p, times)
+
+
+@pytest.mark.parametrize("name", ON_V_HALF)
+def test_ramps_on_v_half_cost_no_more_than_its_own(name: str) -> None:
+    """The longer lag gives room to run ahead: beside S and T no more bubble than V-Half at unit times, 3 p - 4."""
+    for p in PIPELINES[1:]:
+        result = played(name, p, 3 * p, (1.0, 1.0, 1.0), (0.0, 0.0))
+        assert result.makespan_s - result.busy_s.max() <= max(3 * p - 4, 1), p
 
 
 @pytest.mark.parametrize(("name", "extra"), [("1f1b-vocab-1", 2), ("1f1b-vocab-2", 1)])
@@ -72,7 +80,7 @@ def test_interlaced_holds_half_as_much_again_and_waits_for_every_meeting() -> No
 @pytest.mark.parametrize("name", [*ON_V_HALF, "1f1b-vocab-1", "1f1b-vocab-2"])
 def test_meetings_hide_behind_passes(name: str) -> None:
     """Broadcast and meetings of a twentieth of a forward: free in every schedule but the interlaced one."""
-    for p in PIPELINES:
+    for p in PIPELINES[1:]:
         for times in [(1.0, 1.0, 1.0), (1.0, 2.0, 0.0)][: 2 if name in ON_1F1B else 1]:
             busy_s = sum(times) * (2 if name in ON_V_HALF else 1) + 1.5
             assert period_s(name, p, times, (0.5, 1.0), barrier_s=0.05) == pytest.approx(busy_s), p
