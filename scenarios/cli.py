@@ -209,6 +209,11 @@ WeightShare = Annotated[float, typer.Option(help="Share of an activation that B 
 ActivationBytes = Annotated[str, typer.Option(help="Activations of one micro-batch on one rank (2 GB).",
                                               metavar="SIZE")]
 
+Recompute = Annotated[int, typer.Option(help="Chunks of every rank that run forward again (R) before their backward.",
+                                        min=0)]
+Offload = Annotated[int, typer.Option(help="Chunks of every rank that leave for the host (O) and come back (L).",
+                                      min=0)]
+
 
 @schedule.callback()
 def _schedule() -> None:
@@ -223,6 +228,7 @@ def schedule_show(
     segments: Segments = None, forward: Forward = "1", backward: Backward = "1", weight: Weight = "1",
     comm: Comm = "0", transfer: Transfer = "0", barrier: Barrier = "0", passes: PassTimes = [],  # noqa: B006
     memory_limit: MemoryLimit = "", weight_share: WeightShare = 0.5, activation_bytes: ActivationBytes = "",
+    recompute: Recompute = 0, offload: Offload = 0,
     orders: Annotated[str, typer.Option(help="Write the order to this file.", metavar="F.json")] = "",
     objective: Annotated[Objective, typer.Option(help="What NAME auto searches the least of.")] = Objective.span,
     html: Html = "", json: Json = False,
@@ -233,7 +239,7 @@ def schedule_show(
     from scenarios.schedules.settings import Options
 
     options = Options(stages, microbatches, chunks, group, segments, forward, backward, weight, comm, transfer, barrier,
-                      passes, memory_limit, weight_share, activation_bytes, objective.value)
+                      passes, memory_limit, weight_share, activation_bytes, objective.value, recompute, offload)
     with reported():
         command.show(name, options, orders=orders, html=html, as_json=json)
 
@@ -247,6 +253,7 @@ def schedule_compare(
     segments: Segments = None, forward: Forward = "1", backward: Backward = "1", weight: Weight = "1",
     comm: Comm = "0", transfer: Transfer = "0", barrier: Barrier = "0", passes: PassTimes = [],  # noqa: B006
     memory_limit: MemoryLimit = "", weight_share: WeightShare = 0.5, activation_bytes: ActivationBytes = "",
+    recompute: Recompute = 0, offload: Offload = 0,
     html: Html = "", json: Json = False,
 ) -> None:
     """Play several schedules with the same work on every rank and micro-batch."""
@@ -255,7 +262,7 @@ def schedule_compare(
     from scenarios.schedules.settings import Options
 
     options = Options(stages, microbatches, chunks, group, segments, forward, backward, weight, comm, transfer, barrier,
-                      passes, memory_limit, weight_share, activation_bytes)
+                      passes, memory_limit, weight_share, activation_bytes, recompute=recompute, offload=offload)
     with reported():
         command.compare(names or [], options, every=every, html=html, as_json=json)
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from placement import schedules
 from placement.schedules.files import OrderFileError, read_orders
+from placement.schedules.offload import with_offload
 from placement.schedules.order import Orders, Request, Schedule, ScheduleError, Times, looped
+from placement.schedules.recompute import with_recompute
 from scenarios.errors import Place, ScenarioError
 from scenarios.schedules.settings import Array, Setting, memory_limit, pass_times
 from scenarios.tables import read_text
@@ -75,6 +77,10 @@ def generated(schedule: Schedule, setting: Setting) -> Chosen:
         Times(forward, backward, weight, setting.latency),
         memory_limit(setting.memory_limit, setting, chunks_per_micro_batch(schedule, chunks, segments)),
         setting.weight_share)
+    if setting.recompute:
+        orders = with_recompute(orders, setting.recompute)
+    if setting.offload:
+        orders = with_offload(orders, setting.offload)
     return Chosen(schedule, orders, whole, times, notes=_notes(orders, setting))
 
 
@@ -89,7 +95,8 @@ def searched(setting: Setting) -> Chosen:
     from placement.schedules.search.problem import problem_of
 
     pipeline, micro_batches = _sizes(setting)
-    for option, given in (("--group", setting.group), ("--segments", setting.segments)):
+    for option, given in (("--group", setting.group), ("--segments", setting.segments),
+                          ("--recompute", setting.recompute or None), ("--offload", setting.offload or None)):
         if given is not None:
             raise ScenarioError.at(Place(option), "a search has no use for it")
     of_ranks = any(times.ndim and len(times) == pipeline for times in setting.times.values())
@@ -144,7 +151,8 @@ def _from_file(file: str, case: str, setting: Setting) -> Chosen:
     for option, (asked, there) in wanted.items():
         if asked not in (None, there):
             raise ScenarioError.at(place, f"its order is for {option} {there} (got {asked})")
-    for option, given in (("--group", setting.group), ("--segments", setting.segments)):
+    for option, given in (("--group", setting.group), ("--segments", setting.segments),
+                          ("--recompute", setting.recompute or None), ("--offload", setting.offload or None)):
         if given is not None:
             raise ScenarioError.at(place, f"an order from a file has no {option}")
     whole = replace(setting, pipeline=found.pipeline, micro_batches=found.micro_batches, chunks=found.chunks,

@@ -11,7 +11,7 @@ import numpy as np
 from placement.schedules.evaluate import Evaluation, play
 from placement.schedules.files import text_of
 from placement.schedules.layout import Layout, durations, layout
-from placement.schedules.order import Schedule, ScheduleError
+from placement.schedules.order import ScheduleError
 from scenarios.errors import Place, ScenarioError
 from scenarios.schedules.choose import Chosen
 from scenarios.schedules.settings import described, memory_limit
@@ -129,9 +129,12 @@ def _laws(chosen: Chosen, whole: Evaluation) -> dict[str, Any]:
 
     A bubble law is for equal stages and transfers that take no time, and has a domain that its docstring says; outside
     it `agrees` is false and the played value holds. A peak law agrees where no rank holds more and the worst as much.
+    Orders with chunks recomputed or copied have none.
     """
     schedule, setting = chosen.schedule, chosen.setting
     laws: dict[str, Any] = {}
+    if setting.recompute or setting.offload:
+        return laws
     p, m, v = int(setting.pipeline or 1), int(setting.micro_batches or 1), int(setting.chunks or 1)
     k = int(setting.segments or 1)
     equal = all(np.ndim(value) == 0 for value in chosen.times.values()) and not setting.transfer
@@ -154,10 +157,3 @@ def _accepted(law: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the named arguments that this law takes."""
     known = inspect.signature(law).parameters
     return {key: value for key, value in named.items() if key in known}
-
-
-def law_text(schedule: Schedule) -> str:
-    """The sentences on the bubble and memory law in the docstring of the schedule's file."""
-    text = inspect.getdoc(inspect.getmodule(schedule.order)) or ""
-    lines = " ".join(text.split()).split(". ")
-    return ". ".join(line.rstrip(".") for line in lines if "law" in line)

@@ -42,6 +42,8 @@ class Setting:
     activation_bytes: float | None = None  # of one micro-batch on one rank
     unit: str = "tick"
     objective: str = "span"  # of a search: "span" or "makespan"
+    recompute: int = 0  # chunks of every rank that keep their input only
+    offload: int = 0  # chunks of every rank that leave for the host
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Options:
     weight_share: float = 0.5
     activation_bytes: str = ""
     objective: str = "span"
+    recompute: int = 0
+    offload: int = 0
 
 
 def setting(options: Options) -> Setting:
@@ -83,7 +87,7 @@ def setting(options: Options) -> Setting:
     size = reader.size("--activation-bytes", options.activation_bytes)
     return Setting(options.stages, options.microbatches, options.chunks, options.group, options.segments, times,
                    latency, transfer, barrier, options.memory_limit.strip(), options.weight_share, size,
-                   reader.unit(), options.objective)
+                   reader.unit(), options.objective, options.recompute, options.offload)
 
 
 class _Reader:
@@ -224,6 +228,6 @@ def described(found: Setting) -> dict[str, Any]:
         "stages": found.pipeline, "microbatches": found.micro_batches, "chunks": found.chunks, "group": found.group,
         "segments": found.segments, "unit": found.unit, "comm": found.latency, "transfer": found.transfer,
         "barrier": found.barrier, "memory_limit": found.memory_limit or None, "weight_share": found.weight_share,
-        "activation_bytes": found.activation_bytes, "times": {kind: value.tolist() for kind, value in
-                                                              found.times.items()},
+        "activation_bytes": found.activation_bytes, "recompute": found.recompute, "offload": found.offload,
+        "times": {kind: value.tolist() for kind, value in found.times.items()},
     }

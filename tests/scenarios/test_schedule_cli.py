@@ -151,6 +151,19 @@ def test_compare_has_equal_work_and_reasons() -> None:
     assert "zbv does not run here" in text
 
 
+def test_chunks_recomputed_or_copied() -> None:
+    """1F1B-R: m forwards more a rank, the bubble of 1F1B; a copied chunk lies on the host from O to L."""
+    again = shown("1f1b", *SMALL, "--recompute", "1")
+    assert again["makespan"] == 33 + 8
+    assert again["peak_activations"] == [1] * 4
+    assert again["busy"] == [32] * 4
+    kept, copied = (shown("gis", "--stages", "8", "--microbatches", "32", "--offload", count) for count in ("0", "1"))
+    assert copied["makespan"] == kept["makespan"]  # copies take no time here
+    assert max(copied["peak_activations"]) < max(kept["peak_activations"])
+    assert "O passes take no time" in copied["notes"][1]
+    assert "0 to 1 can" in refused("show", "1f1b", *SMALL, "--recompute", "2")[0]
+
+
 def test_traffic_and_copies_of_the_catalogue() -> None:
     found = json.loads(whatif("compare", "1f1b", "zb-h1", "dualpipe", "dualpipe-v", "zbv", "--stages", "4",
                               "--microbatches", "8", "--json").stdout)
