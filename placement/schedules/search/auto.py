@@ -1,0 +1,275 @@
+"""The best order that can be found for given times and memory, with a bound, the gap to it and what is proved.
+
+Tried in turn until one reaches the lower bound (`bounds`): every registered schedule of this number of chunks that
+keeps the limit; orders filled up from periodic blocks (`modular`) and from plain alternation (`fill`); the best of
+these bettered along their critical paths (`improve`); a mixed-integer programme (`exact`) where the setting is small.
+Long runs are searched on a short one, of which each rank's period in the middle is then repeated. Nothing depends on a
+clock or on chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from placement.schedules.order import Orders, Request, Schedule, ScheduleError, looped, v_shaped
+from placement.schedules.search import exact, fill, modular
+from placement.schedules.search.bounds import lower_bound_s
+from placement.schedules.search.improve import WORK, Player, Score, improved
+from placement.schedules.search.problem import (
+    ROUNDING,
+    Problem,
+    Words,
+    cost_s,
+    fits,
+    orders_of,
+    problem_of,
+    schedule_of,
+    words_of,
+)
+
+NAME = "auto"
+SHORT = 3  # micro-batches a rank of the short run that stands for a long one
+LONG_RUN = 4  # micro-batches a rank from which a run is long
+STARTS = 4  # orders that local search starts from
+PACES = (1.0, 1.5, 2.0, 3.0)  # forwards ahead for each rank behind, with one chunk
+
+
+@dataclass(frozen=True)
+class Found:
+    """An order with its cost and what is known about the best: none costs less than `bound_s`."""
+
+    name: str
+    schedule: Schedule
+    orders: Orders
+    cost_s: float
+    bound_s: float
+    objective: str
+
+    @property
+    def gap(self) -> float:
+        """Share of the cost that a better order could save at the most."""
+        return max(0.0, 1 - self.bound_s / self.cost_s) if self.cost_s > 0 else 0.0
+
+    @property
+    def optimal(self) -> bool:
+        return self.cost_s <= self.bound_s * (1 + ROUNDING)
+
+    @property
+    def proof(self) -> str:
+        return "optimal" if self.optimal else "open"
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How an order is filled up: where the wanted order of F and B comes from, for any number of micro-batches."""
+
+    name: str
+    wanted: Callable[[Problem], Words]
+    way: tuple[str, float]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    score: Score
+    name: str
+    words: Words
+    recipe: _Recipe | None = None
+
+
+def auto(
+    request: Request,
+    objective: str = "span",
+    *,
+    forward_s: Any = None,
+    backward_s: Any = None,
+    weight_s: Any = None,
+    limits: Any = None,
+    work: int = WORK,
+) -> Found:
+    """The best order found in any placement of `request.chunks` chunks a rank.
+
+    `*_s` [stages] replace the request's times, `limits` [ranks] its memory limit; `work` bounds the local search, in
+    passes played. Raises ScheduleError for a limit that no order keeps, with the rank and the least that works.
+    """
+    given = {"forward_s": forward_s, "backward_s": backward_s, "weight_s": weight_s, "limits": limits}
+    problems = {stage_of: problem_of(request, objective, stage_of, **given) for stage_of in _placements(request)}
+    searches = [_Search(problem, _scalar(request, problem), work) for problem in problems.values()]
+    found: list[Found] = []
+    for search in searches:
+        if not found or search.bound_s < min(one.cost_s for one in found) * (1 - ROUNDING):
+            found.append(search.run())
+    best = min(found, key=lambda one: one.cost_s)
+    return replace(best, bound_s=min(best.cost_s, *(search.bound_s for search in searches)))
+
+
+def _placements(request: Request) -> list[Callable[[int, int, int, int], int]]:
+    if request.chunks == 1 or request.pipeline == 1:
+        return [looped]
+    return [v_shaped, looped] if request.chunks == 2 else [looped]
+
+
+def _scalar(request: Request, problem: Problem) -> Request:
+    """What generators that know one time for all stages and one limit are asked for."""
+    forward_s, backward_s, weight_s = (float(np.mean(of_kind)) for of_kind in problem.times)
+    limit = min(problem.limit)
+    return replace(request, times=replace(request.times, forward_s=forward_s, backward_s=backward_s, weight_s=weight_s),
+                   memory_limit=None if np.isinf(limit) else limit)
+
+
+class _Search:
+    """The candidates of one placement, best first."""
+
+    def __init__(self, problem: Problem, request: Request, work: int) -> None:
+        self.problem, self.request, self.work = problem, request, work
+        self.bound_s = lower_bound_s(problem)
+        self.player = Player(problem)
+        self.candidates: list[_Candidate] = []
+
+    @property
+    def best(self) -> _Candidate:
+        return min(self.candidates, key=lambda one: one.score)
+
+    @property
+    def reached(self) -> bool:
+        return bool(self.candidates) and self.best.score[0] <= self.bound_s * (1 + ROUNDING)
+
+    def run(self) -> Found:
+        problem = self.problem
+        long_run = problem.micro_batches > LONG_RUN * problem.pipeline
+        for step in (self.registered, self.short if long_run else self.filled, self.better, self.proved):
+            if not self.reached:
+                step()
+        best = self.best
+        schedule = schedule_of(problem, NAME, f"found: {best.name}")
+        orders = orders_of(best.words, problem)
+        return Found(best.name, schedule, orders, cost_s(orders, schedule, problem), self.bound_s, problem.objective)
+
+    def add(self, name: str, words: Words, recipe: _Recipe | None = None) -> None:
+        if fits(words, self.problem):
+            played = self.player.play(words)
+            if played is not None:
+                self.candidates.append(_Candidate(self.player.score(*played[:2]), name, words, recipe))
+
+    def registered(self) -> None:
+        for schedule in applicable(self.problem):
+            if self.reached:
+                return
+            for request in (self.request, replace(self.request, memory_limit=None)):
+                try:
+                    orders = schedule.order(request)
+                except ScheduleError:
+                    continue
+                if {one.kind for passes in orders for one in passes} <= set("FBW"):
+                    self.add(schedule.name, _split(words_of(orders, self.problem), schedule, self.problem))
+                break
+
+    def filled(self) -> None:
+        for recipe in _recipes(self.problem):
+            self.fill(recipe)
+        self.add("one micro-batch after another", fill.serial(self.problem))
+
+    def fill(self, recipe: _Recipe) -> None:
+        words = fill.filled(recipe.wanted(self.problem), self.problem, recipe.way)
+        if words is not None:
+            self.add(recipe.name, words, recipe)
+
+    def short(self) -> None:
+        """A long run from a short one: the ways that filled it best, and its best orders with their middle repeated."""
+        few = SHORT * self.problem.pipeline
+        found = _Search(replace(self.problem, micro_batches=few), self.request, self.work)
+        found.filled()
+        for one in found.first(STARTS):
+            if one.recipe is not None:
+                self.fill(one.recipe)
+        if not found.reached:
+            found.better()
+        for one in found.first(STARTS):
+            longer = lengthened(one.words, self.problem, self.problem.micro_batches - few)
+            if longer is not None:
+                self.add(one.name, longer)
+        self.add("one micro-batch after another", fill.serial(self.problem))
+
+    def first(self, count: int) -> list[_Candidate]:
+        """The best few that differ in their scores."""
+        found: dict[Score, _Candidate] = {}
+        for one in sorted(self.candidates, key=lambda one: one.score):
+            found.setdefault(one.score, one)
+        return list(found.values())[:count]
+
+    def better(self) -> None:
+        """Local search from the best few, the work shared among them."""
+        starts = self.first(STARTS)
+        for one in starts:
+            words = improved(one.words, self.problem, self.bound_s, self.work // len(starts))
+            if words != one.words:
+                self.add(f"{one.name.removesuffix(', improved')}, improved", words)
+            if self.reached:
+                return
+
+    def proved(self) -> None:
+        """A small setting as a mixed-integer programme: a better order, a better bound, or both."""
+        solved = exact.solved(self.problem, self.best.score[0], self.bound_s)
+        self.bound_s = max(self.bound_s, solved.bound_s)
+        if solved.words is not None:
+            self.add("mixed-integer programme" + _placed(self.problem), solved.words)
+
+
+def applicable(problem: Problem) -> Iterator[Schedule]:
+    """The registered schedules of F, B and W passes for this number and placement of chunks, quick ones first."""
+    from placement import schedules
+
+    known = [schedules.get(name) for name in schedules.names()]
+    for schedule in known:
+        plain = schedule.routes == 1 and not schedule.barriers and not schedule.takes_segments
+        if plain and schedule.name != NAME and schedule.accepts_chunks(problem.chunks) and _places(schedule, problem):
+            yield schedule
+
+
+def _places(schedule: Schedule, problem: Problem) -> bool:
+    p, v = problem.pipeline, problem.chunks
+    return problem.stage_of_rank == tuple(
+        tuple(schedule.stage_of(rank, chunk, p, v) for chunk in range(v)) for rank in range(p))
+
+
+def _split(words: Words, schedule: Schedule, problem: Problem) -> Words:
+    """Each backward as B and W behind it where the schedule has them in one."""
+    v = problem.chunks
+    if schedule.splits_backward:
+        return words
+    return [[one for code in word for one in ((code, code + v) if code >= v else (code,))] for word in words]
+
+
+def _recipes(problem: Problem) -> Iterator[_Recipe]:
+    placed = _placed(problem)
+    wanted: list[tuple[str, Callable[[Problem], Words]]] = []
+    if problem.chunks == 1:
+        wanted += [("alternating", partial(fill.alternating, pace=pace)) for pace in PACES]
+    if problem.chunks == 1 or problem.stage_of is v_shaped:
+        wanted += [("modular", partial(modular.words, block)) for block in modular.blocks(problem)]
+    for name, words in wanted:
+        for way in fill.WAYS:
+            yield _Recipe(name + placed, words, way)
+
+
+def _placed(problem: Problem) -> str:
+    if problem.chunks == 1 or problem.pipeline == 1:
+        return ""
+    return ", V placement" if problem.stage_of is v_shaped else ", looped placement"
+
+
+def lengthened(words: Words, problem: Problem, more: int) -> Words | None:
+    """The words with each rank's period nearest its middle repeated `more` times; None where a rank has none."""
+    size = 3 * problem.chunks
+    result = []
+    for word in words:
+        starts = sorted(range(len(word) - size + 1), key=lambda i: abs(2 * i + size - len(word)))
+        start = next((i for i in starts if len(set(word[i:i + size])) == size), None)
+        if start is None:
+            return None
+        result.append(word[:start] + word[start:start + size] * more + word[start:])
+    return result
