@@ -73,3 +73,34 @@ def test_no_optional_library_is_needed(tmp_path):
     from scenarios.commands.run import predict_prepared, prepare
 
     assert found.stdout.strip() == repr(predict_prepared(*prepare("llama-3.1-405b-131k-h100"))["step_time_s"])
+
+
+def test_schedule_examples_run(tmp_path, monkeypatch):
+    """The command blocks of docs/schedules.md, in their order; of the golden table the rows that need no search."""
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from scenarios.cli import app
+
+    text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) >= 9
+    monkeypatch.chdir(tmp_path)
+    golden = Path("tests", "golden", "schedules.csv")
+    header, *rows = (ROOT / golden).read_text(encoding="utf-8").splitlines()
+    (tmp_path / golden).parent.mkdir(parents=True)
+    (tmp_path / golden).write_text("\n".join([header, *rows[-60:]]), encoding="utf-8")
+    for line in lines:
+        program, *arguments = shlex.split(line, comments=True)
+        result = CliRunner().invoke(app, arguments)
+        assert (program, result.exit_code) == ("whatif", 0), (line, result.output)
+    assert {"1f1b.html", "1f1b.json", "four.html"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_schedule_page_names_every_schedule():
+    from placement import schedules
+
+    text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    table = text[text.index("## The schedules"):]
+    assert set(re.findall(r"`([\w-]+)`", table)) >= set(schedules.names())
