@@ -105,8 +105,11 @@ def model(model: Model) -> dict[str, Any]:
     }
 
 
-def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]]:
-    """What the prediction takes for granted: the author's notes, the stack, the constants, with sources."""
+def assumptions(inputs: TrainingInputs, setting: Setting, copies: bool = False) -> list[dict[str, Any]]:
+    """What the prediction takes for granted: the author's notes, the stack, the constants, with sources.
+
+    `copies`: activations lie on the host for a while.
+    """
     plan, stack, profile = inputs.plan, setting.stack, setting.pricer.profile
     accelerator, placement = inputs.cluster.accelerator, setting.placement
     shipped = setting.constants == constants.default()
@@ -146,6 +149,10 @@ def assumptions(inputs: TrainingInputs, setting: Setting) -> list[dict[str, Any]
     if plan.recompute_chunks is not None:
         rows.append(("plan.recompute_chunks", plan.recompute_chunks, "chunks of a rank that are recomputed, "
                      "each in a pass of its own before its backward", "the scenario"))
+    if copies and accelerator.host_link:
+        rows.append(("host link", show(accelerator.host_link.bandwidth_bytes_per_s, "B/s"), "activations leave and "
+                     "come back in turn at all of one direction's bandwidth; ranks behind one switch take turns too",
+                     accelerator.host_link.source))
     if accelerator.price_usd_per_hour and not inputs.price_usd_per_gpu_hour:
         price = f"{accelerator.price_usd_per_hour:g} USD/h"
         rows.append(("price", price, "list price on demand", accelerator.sources.get("price_usd_per_hour", "")))

@@ -258,7 +258,7 @@ def predict_training(inputs: TrainingInputs) -> dict[str, Any]:
         "model": explain.model(inputs.model),
         "run_totals": _run_totals(inputs, step, numbers["cost_usd"], numbers["energy_j"]),
         "error_band": _error_band(inputs, played, numbers),
-        "assumptions": explain.assumptions(inputs, played.setting),
+        "assumptions": explain.assumptions(inputs, played.setting, any(played.step.host_peak_bytes)),
         "roofline": explain.roofline(played.setting),
         "limiting": explain.limiting(step),
         "seed": inputs.seed,

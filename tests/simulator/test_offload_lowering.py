@@ -105,6 +105,7 @@ def test_scenarios(tmp_path: Path) -> None:
     assert held[0] > held[1] > held[2]
     assert "host" not in none["peak_memory_bytes"]
     assert 0 < first["peak_memory_bytes"]["host"] < both["peak_memory_bytes"]["host"]
+    assert "host link" in {row["key"] for row in both["assumptions"]} - {row["key"] for row in none["assumptions"]}
     with pytest.raises(ScenarioError, match="3 chunks cannot be copied to the host, a rank holds virtual 2; 0 to 2"):
         load(file, ("plan.offload_chunks=3",), "f.yaml")
     with pytest.raises(ScenarioError, match="first 1 chunks are recomputed and the first 2 copied to the host"):
