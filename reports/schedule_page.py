@@ -27,7 +27,7 @@ def render(shown: Document, compared: Document) -> str:
     view["table"]["rows"][mine] = [f"▶ {cell}" if not i else cell for i, cell in enumerate(view["table"]["rows"][mine])]
     return environment().get_template("schedule.html").render(
         head={"title": plain(shown["title"]), "kind": "pipeline schedule",
-              "facts": [*_facts(shown["settings"]), plain(shown["source"])]},
+              "facts": [*_facts(shown["settings"]), *(plain(shown[key]) for key in ("source", "law") if shown[key])]},
         cards=_cards(shown), schedules=[_schedule(shown, shown["makespan"], "Passes over time")], compared=view,
         compared_first=False, settings=_settings(shown["settings"]), data=embedded(carried(shown)))
 

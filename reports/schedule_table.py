@@ -85,7 +85,8 @@ def show(shown: Document, console: Console) -> None:
     settings = shown["settings"]
     console.print(f"{shown['title']} ({shown['name']}): {settings['stages']} ranks, {settings['microbatches']} "
                   f"micro-batches, {settings['chunks']} chunk{'s' * (settings['chunks'] > 1)} a rank", markup=False)
-    console.print(f"Source: {shown['source']}\n", markup=False)
+    console.print(f"Source: {shown['source']}", markup=False)
+    console.print(f"Law: {shown['law']}\n" if shown["law"] else "", markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in figures(shown):
         table.add_row(label, value)

@@ -124,7 +124,7 @@ def _schedule(name: str) -> dict[str, Any]:
 
     found = schedules.get(name)
     return {"title": found.title, "least_chunks": found.least_chunks, "most_chunks": found.most_chunks,
-            "source": found.source}
+            "source": found.source, "law": found.law}
 
 
 def _strategy(name: str) -> dict[str, Any]:

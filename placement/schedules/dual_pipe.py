@@ -134,6 +134,8 @@ def dual_pipe_v_peak(p: Any, rank: Any, m: Any, v: Any) -> Any:
 
 SOURCE = "deepseek-ai/DualPipe, arXiv 2412.19437"
 DUAL_PIPE = Schedule("dualpipe", "DualPipe", SOURCE, dual_pipe_order, dual_pipe_bubble_s, dual_pipe_peak,
-                     mirrored, splits_backward=True, least_chunks=2, most_chunks=2, routes=2)
+                     mirrored, splits_backward=True, least_chunks=2, most_chunks=2, routes=2,
+                     law="bubble max(n (2 F + B - W), n (F + 2 B - W) - F), n = p/2 - 1; peak p + 1")
 DUAL_PIPE_V = Schedule("dualpipe-v", "DualPipeV", SOURCE, dual_pipe_v_order, dual_pipe_v_bubble_s, dual_pipe_v_peak,
-                       v_shaped, splits_backward=True, least_chunks=2, most_chunks=2)
+                       v_shaped, splits_backward=True, least_chunks=2, most_chunks=2,
+                       law="bubble half of DualPipe's with n = p - 1; peak p + 1/2")

@@ -25,4 +25,5 @@ def peak_in_flight(p: Any, rank: Any, m: Any, v: Any) -> Any:
     return m + 0 * (p + rank + v)
 
 
-GPIPE = Schedule("gpipe", "GPipe", "arXiv 1811.06965", order, bubble_s, peak_in_flight, most_chunks=1)
+GPIPE = Schedule("gpipe", "GPipe", "arXiv 1811.06965", order, bubble_s, peak_in_flight, most_chunks=1,
+                 law="bubble (p - 1)(F + BW + 2 c); peak m")

@@ -168,6 +168,8 @@ def two_p_order(request: Request) -> Orders:
 
 
 ZB_1P = Schedule("zb-1p", "ZB-1p", "arXiv 2401.10241, section 3, limit p", one_p_order, splits_backward=True,
-                 most_chunks=1)
+                 most_chunks=1,
+                 law="made for the times; peak within p")
 ZB_2P = Schedule("zb-2p", "ZB-2p", "arXiv 2401.10241, section 3, limit 2 p", two_p_order, splits_backward=True,
-                 most_chunks=1)
+                 most_chunks=1,
+                 law="made for the times; peak within 2 p")

@@ -110,12 +110,17 @@ def gis_half_peak_in_flight(p: Any, rank: Any, m: Any, v: Any) -> Any:
     return gis_peak_in_flight(p, rank, m, v, -(-p // 2))
 
 
-def _schedule(name: str, title: str, order: Any, bubble_s: Any, peak: Any, takes_group: bool = False) -> Schedule:
+def _schedule(
+    name: str, title: str, order: Any, bubble_s: Any, peak: Any, takes_group: bool = False, *, law: str
+) -> Schedule:
     return Schedule(name, title, "arXiv 2503.01328", order, bubble_s, peak, splits_backward=True, least_chunks=2,
-                    takes_group=takes_group)
+                    takes_group=takes_group, law=law)
 
 
-GIS = _schedule("gis", "Grouped interleaving (GIS)", gis_order, gis_bubble_s, gis_peak_in_flight, takes_group=True)
+GIS = _schedule("gis", "Grouped interleaving (GIS)", gis_order, gis_bubble_s, gis_peak_in_flight, takes_group=True,
+                law="bubble (p - 1)(F + B)/v without latency; peak p")
 GIS_H = _schedule("gis-h", "Grouped interleaving, half groups (GIS-H)", gis_half_order, gis_half_bubble_s,
-                  gis_half_peak_in_flight)
-UNIFORM = _schedule("uniform-repeating", "Uniform repeating (PipeOffload without copies)", uniform_order, None, None)
+                  gis_half_peak_in_flight,
+                  law="GIS's bubble + (v - 1)(p/2)(F + B - W)/v; peak (ceil(p/2)(v - 1) + p)/v")
+UNIFORM = _schedule("uniform-repeating", "Uniform repeating (PipeOffload without copies)", uniform_order, None, None,
+                    law="no closed form")

@@ -106,6 +106,8 @@ def breadth_first_peak_in_flight(p: Any, rank: Any, m: Any, v: Any) -> Any:
 
 
 INTERLEAVED_1F1B = Schedule("interleaved-1f1b", "Interleaved 1F1B", "arXiv 2104.04473", order, bubble_s,
-                            peak_in_flight, least_chunks=2, takes_group=True)
+                            peak_in_flight, least_chunks=2, takes_group=True,
+                            law="bubble (p - 1)(F + BW)/v + 2 (p v - 1) c; peak p + (p - 1)/v")
 INTERLEAVED_BFS = Schedule("interleaved-bfs", "Looped BFS", "arXiv 2211.05953", breadth_first_order,
-                           breadth_first_bubble_s, breadth_first_peak_in_flight, least_chunks=2)
+                           breadth_first_bubble_s, breadth_first_peak_in_flight, least_chunks=2,
+                           law="bubble (p - 1)((F + BW)/v + 2 c); peak m")

@@ -90,6 +90,8 @@ def full_order(request: Request) -> Orders:
 
 
 PO_H = Schedule("po-h", "PipeOffload, half of the chunks", "arXiv 2503.01328", half_order, splits_backward=True,
-                least_chunks=2)
+                least_chunks=2,
+                law="uniform repeating's time while copies keep up; peak of the chunks that stay")
 PO_F = Schedule("po-f", "PipeOffload, all chunks", "arXiv 2503.01328", full_order, splits_backward=True,
-                least_chunks=2)
+                least_chunks=2,
+                law="uniform repeating's time while copies keep up; peak that does not grow with p or m")

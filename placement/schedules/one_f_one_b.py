@@ -62,6 +62,8 @@ def eager_peak_in_flight(p: Any, rank: Any, m: Any, v: Any) -> Any:
 
 
 ONE_F_ONE_B = Schedule("1f1b", "1F1B", "arXiv 2006.09503, arXiv 2007.01045", order, bubble_s, peak_in_flight,
-                       most_chunks=1)
+                       most_chunks=1,
+                       law="bubble (p - 1)(F + BW) + 2 c ((p - 1) m/p + p - 2); peak p")
 EAGER_ONE_F_ONE_B = Schedule("eager-1f1b", "Eager 1F1B", "1F1B with 2 (p - 1 - rank) warm-up forwards",
-                             eager_order, eager_bubble_s, eager_peak_in_flight, most_chunks=1)
+                             eager_order, eager_bubble_s, eager_peak_in_flight, most_chunks=1,
+                             law="bubble (p - 1)(F + BW + 2 c); peak 2 p - 1")

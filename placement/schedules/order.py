@@ -106,6 +106,7 @@ class Schedule:
     `takes_segments`: sequences go in parts, one pass each.
     `barriers`: how often all ranks meet in each micro-batch's output layer (passes S and T).
     `early`: what passes of one slot make leaves at their own ends; the slot still starts when all is there.
+    `law`: bubble of the makespan and worst peak in words, in times F, B, W (BW = B + W) of a micro-batch on a rank.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Schedule:
     takes_segments: bool = False
     barriers: int = 0
     early: bool = False
+    law: str = ""
 
     def accepts_chunks(self, chunks: int) -> bool:
         return chunks >= self.least_chunks and (self.most_chunks is None or chunks <= self.most_chunks)

@@ -70,4 +70,5 @@ def balanced_segments(sequence: int, segments: int, work: Callable[[float], floa
 
 
 SEQ1F1B = Schedule("seq1f1b", "Seq1F1B", "arXiv 2406.03488", order, bubble_s, peak_in_flight, most_chunks=1,
-                   takes_segments=True)
+                   takes_segments=True,
+                   law="bubble (p - 1)(F + BW)/k without latency; peak (p - 1 + k)/k")

@@ -214,19 +214,24 @@ def v_half_one_barrier_peak(p: Any, rank: Any, m: Any, v: Any) -> Any:
     return np.minimum(2 * m, v_half_peak(p, rank, m, v) + 2)
 
 
-def _v_half(name: str, title: str, order: Any, peak: Any, barriers: int) -> Schedule:
+def _v_half(name: str, title: str, order: Any, peak: Any, barriers: int, law: str) -> Schedule:
     return Schedule(name, title, "arXiv 2411.05288 on arXiv 2405.15362", order, None, peak, stage_of=v_shaped,
-                    splits_backward=True, least_chunks=2, most_chunks=2, barriers=barriers)
+                    splits_backward=True, least_chunks=2, most_chunks=2, barriers=barriers, law=law)
 
 
 ONE_F_ONE_B_VOCAB_1 = Schedule("1f1b-vocab-1", "1F1B, split vocabulary, two barriers", "arXiv 2411.05288",
-                               two_barriers_order, None, two_barriers_peak, most_chunks=1, barriers=2)
+                               two_barriers_order, None, two_barriers_peak, most_chunks=1, barriers=2,
+                               law="1F1B's bubble and two meetings; peak p + 2")
 ONE_F_ONE_B_VOCAB_2 = Schedule("1f1b-vocab-2", "1F1B, split vocabulary, one barrier", "arXiv 2411.05288",
-                               one_barrier_order, None, one_barrier_peak, most_chunks=1, barriers=1)
+                               one_barrier_order, None, one_barrier_peak, most_chunks=1, barriers=1,
+                               law="1F1B's bubble and one meeting; peak p + 1")
 ONE_F_ONE_B_INTERLACED = Schedule("1f1b-interlaced", "1F1B, split vocabulary, all ranks at once",
                                   "nnScaler, in arXiv 2411.05288", interlaced_order, None, interlaced_peak,
-                                  most_chunks=1, barriers=2)
+                                  most_chunks=1, barriers=2,
+                                  law="1F1B's bubble, two meetings a micro-batch; peak 1.5 p")
 V_HALF_VOCAB_1 = _v_half("v-half-vocab-1", "V-Half, split vocabulary, two barriers", v_half_two_barriers_order,
-                         v_half_two_barriers_peak, 2)
+                         v_half_two_barriers_peak, 2,
+                         law="V-Half's bubble and two meetings; peak V-Half's + 2")
 V_HALF_VOCAB_2 = _v_half("v-half-vocab-2", "V-Half, split vocabulary, one barrier", v_half_one_barrier_order,
-                         v_half_one_barrier_peak, 1)
+                         v_half_one_barrier_peak, 1,
+                         law="V-Half's bubble and one meeting; peak V-Half's + 1")

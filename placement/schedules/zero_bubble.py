@@ -71,6 +71,8 @@ def h2_span_bubble_s(p: Any, forward_s: Any, backward_s: Any, weight_s: Any) -> 
 
 
 ZB_H1 = Schedule("zb-h1", "ZB-H1", "arXiv 2401.10241", h1_order, h1_bubble_s, h1_peak_in_flight,
-                 splits_backward=True, most_chunks=1)
+                 splits_backward=True, most_chunks=1,
+                 law="bubble (p - 1)(F + B - W) without latency; peak p")
 ZB_H2 = Schedule("zb-h2", "ZB-H2", "arXiv 2401.10241", h2_order, None, h2_peak_in_flight,
-                 splits_backward=True, most_chunks=1)
+                 splits_backward=True, most_chunks=1,
+                 law="bubble of the span (p - 1)(F + B - 2 W); peak 2 p - 1")

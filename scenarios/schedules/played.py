@@ -40,7 +40,7 @@ def document(chosen: Chosen) -> dict[str, Any]:
     peak_memory = weighed.peak / per_micro_batch
     size = setting.activation_bytes
     return {
-        "name": schedule.name, "title": schedule.title, "source": schedule.source,
+        "name": schedule.name, "title": schedule.title, "source": schedule.source, "law": schedule.law,
         "settings": {**described(setting), "pass_times": dict(chosen.times)},
         "makespan": whole.makespan_s, "span": whole.span_s, "busy": whole.busy_s,
         "bubble_rate_makespan": whole.bubble_fraction, "bubble_rate_span": whole.span_bubble_fraction,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,27 @@ def test_every_schedule_is_shown_and_holds_its_laws(name: str) -> None:
     for starts, ends in zip(found["start"], found["end"], strict=True):
         assert max(ends) <= found["makespan"] * (1 + 1e-12)
         assert all(start <= end for start, end in zip(starts, ends, strict=True))
+
+
+def test_laws_in_words_are_those_that_are_computed() -> None:
+    """The bubble that the text states, as a formula, is the bubble that the schedule computes."""
+    values = {"p": 4, "m": 8, "v": 2, "k": 2, "c": 0.25, "F": 3.0, "B": 4.0, "W": 2.0, "BW": 6.0}
+    checked = []
+    for name in schedules.names():
+        schedule = schedules.get(name)
+        assert schedule.law, name
+        match = re.fullmatch(r"bubble ([^;,]*?)( without latency)?; peak .*", schedule.law)
+        if not match or schedule.bubble_s is None or not re.fullmatch(r"[\s()+*/\dpmvkcFBW-]*", match[1]):
+            continue
+        formula = re.sub(r"(?<=[\w)]) ?(?=\()|(?<=\w) (?=\w)|(?<=\)) (?=\w)", "*", match[1])
+        v = max(schedule.least_chunks, 1)
+        c = 0.0 if match[2] else values["c"]
+        stated = eval(formula, {"__builtins__": {}}, {**values, "v": v, "c": c})
+        found = shown(name, *SMALL, "--forward", "3", "--backward", "4", "--weight", "2", "--comm", str(c))
+        assert found["laws"]["bubble"]["law"] == pytest.approx(stated), name
+        checked.append(name)
+    assert set(checked) >= {"gpipe", "1f1b", "eager-1f1b", "interleaved-1f1b", "interleaved-bfs", "zb-h1", "seq1f1b",
+                            "gis"}
 
 
 def test_unhidden_latency_is_paid_in_the_steady_state() -> None:
