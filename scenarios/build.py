@@ -10,7 +10,10 @@ from costmodel import catalog, huggingface
 from costmodel.architecture import Model
 from costmodel.hardware import Cluster
 from costmodel.huggingface.fields import ALIASES
+from placement import schedules
 from placement.plan import Plan
+from placement.schedules import ScheduleError
+from placement.schedules.files import is_file
 from scenarios.errors import nearest
 from scenarios.schema import ModelChoice, PlanBlock, Scenario
 from simulator.inputs import TrainingInputs
@@ -38,6 +41,21 @@ def model_and_cluster(scenario: Scenario, folder: Path) -> tuple[Model, Cluster]
         held = f"{nodes:,} nodes x {node.accelerators} of {node.name} = {most:,}"
         raise BuildError(("cluster", "gpus"), f"{gpus:,} is more than the cluster holds: {held}")
     return model, Cluster(node, nodes, gpus, scenario.cluster.power_limit)
+
+
+def with_schedule_file(scenario: Scenario, folder: Path) -> Scenario:
+    """The scenario with the path of a file of orders as `plan.schedule` resolved; it is relative to `folder`.
+
+    Raises BuildError where the file holds no order.
+    """
+    if not is_file(scenario.plan.schedule):
+        return scenario
+    path = str(folder / scenario.plan.schedule)
+    try:
+        schedules.get(path)
+    except ScheduleError as error:
+        raise BuildError(("plan", "schedule"), str(error)) from None
+    return scenario.model_copy(update={"plan": scenario.plan.model_copy(update={"schedule": path})})
 
 
 def build_model(choice: ModelChoice, folder: Path) -> Model:

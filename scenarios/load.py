@@ -164,6 +164,7 @@ def _checked(document: Document, file: str, path: Path) -> LoadedScenario:
     problems += [p for p in wrong if p.message.split(":")[0] not in empty]
     if scenario is not None and not any(name.split(".")[0] in _RELATED for name in empty):
         try:
+            scenario = build.with_schedule_file(scenario, path.parent)
             model, cluster = build.model_and_cluster(scenario, path.parent)
             found = checks.relations(scenario, model, cluster)
             problems += [_problem(document, at, message) for at, message in found]

@@ -22,6 +22,11 @@ def check(kind: Kind, name: str) -> None:
     """Raises ValueError, with the nearest name, where nothing of that kind has the name or alias."""
     if name in known(kind):
         return
+    if kind == "schedules":
+        from placement.schedules.files import is_file
+
+        if is_file(name):  # read where the scenario's folder is known
+            return
     if kind == "models":
         from costmodel.huggingface import ConfigError, catalog_config
 

@@ -6,6 +6,7 @@ import difflib
 
 from placement.schedules.dual_pipe import DUAL_PIPE, DUAL_PIPE_V
 from placement.schedules.evaluate import Evaluation, evaluate
+from placement.schedules.files import is_file, load_schedule
 from placement.schedules.gpipe import GPIPE
 from placement.schedules.greedy import ZB_1P, ZB_2P
 from placement.schedules.grouped import GIS, GIS_H, UNIFORM
@@ -42,8 +43,13 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Schedule:
-    """The schedule of this name; raises ScheduleError with the nearest names for an unknown one."""
+    """The schedule of this name, or of the file of orders at this path (.json, .csv).
+
+    Raises ScheduleError with the nearest names for an unknown one, and for a file that holds no order.
+    """
     if name in _KNOWN:
         return _KNOWN[name]
+    if is_file(name):
+        return load_schedule(name)
     near = difflib.get_close_matches(name, _KNOWN, n=3, cutoff=0.4) or list(_KNOWN)
     raise ScheduleError(f"no schedule {name!r}; did you mean {' or '.join(map(repr, near))}?")

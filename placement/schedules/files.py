@@ -15,15 +15,18 @@ each rank's chunks in model order; torch's notation tells them), `routes` and `b
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from placement.schedules.order import KINDS, Orders, Pass, Request, Schedule, ScheduleError, looped
 
+ENDINGS = (".json", ".csv")
 _OWN = re.compile(rf"(\+?)([{''.join(KINDS)}])(\d+)(?:\.(\d+))?")
 _TORCH = re.compile(r"(\d+)([FBIW])(\d+)")
 _TORCH_SILENT = re.compile(r"\d*(?:UNSHARD|RESHARD|REDUCE_GRAD|(?:SEND|RECV)_[FB])\d*")
@@ -68,6 +71,32 @@ class _Cell:
     def refused(self, what: str) -> OrderFileError:
         place = (self.line, self.column) if self.line else _where(self.source, json.dumps(self.text))
         return OrderFileError(f"rank {self.rank}, pass {self.place}: {what}", *place)
+
+
+def is_file(name: str) -> bool:
+    """Whether the name of a schedule is that of a file."""
+    return name.lower().endswith(ENDINGS)
+
+
+def load_schedule(path: str) -> Schedule:
+    """The schedule of a file, read once while it does not change.
+
+    Raises ScheduleError, placed in the file, where it cannot be read or holds no order.
+    """
+    try:
+        state = Path(path).stat()
+        return _load(path, state.st_mtime_ns, state.st_size)
+    except OrderFileError as error:
+        place = f":{error.line}:{error.column}" if error.line else ""
+        raise ScheduleError(f"{path}{place}: {error}") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        what = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise ScheduleError(f"{path}: cannot be read: {what}") from None
+
+
+@functools.cache
+def _load(path: str, modified_ns: int, size: int) -> Schedule:
+    return read_orders(Path(path).read_text(encoding="utf-8-sig"), Path(path).name).schedule
 
 
 def text_of(one: Pass) -> str:
