@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 ROUNDING = 1e-9
+MOST_PASSES = 5_000_000
 OPTIONS = {"F": "--forward", "B": "--backward", "W": "--weight"}
 
 
@@ -38,6 +39,7 @@ class Chosen:
     times: Mapping[str, Array]
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    file: str = ""  # that the order was read from
 
     @property
     def chunks_per_micro_batch(self) -> float:
@@ -136,7 +138,12 @@ def _sizes(setting: Setting) -> tuple[int, int]:
     for option, value in (("--stages", setting.pipeline), ("--microbatches", setting.micro_batches)):
         if value is None:
             raise ScenarioError.at(Place(option), "is needed: the order follows from it")
-    return int(setting.pipeline or 0), int(setting.micro_batches or 0)
+    pipeline, micro_batches = int(setting.pipeline or 0), int(setting.micro_batches or 0)
+    passes = 3 * pipeline * micro_batches * (setting.chunks or 1) * (setting.segments or 1)
+    if passes > MOST_PASSES:
+        what = f"about {passes:,} passes are more than the {MOST_PASSES:,} that are played"
+        raise ScenarioError.at(Place("--microbatches"), f"{what}; fewer ranks, micro-batches or chunks would do")
+    return pipeline, micro_batches
 
 
 def _from_file(file: str, case: str, setting: Setting) -> Chosen:
@@ -158,7 +165,7 @@ def _from_file(file: str, case: str, setting: Setting) -> Chosen:
     whole = replace(setting, pipeline=found.pipeline, micro_batches=found.micro_batches, chunks=found.chunks,
                     segments=1)
     return Chosen(found.schedule, found.orders, whole, _pass_times(found.schedule, whole),
-                  notes=(*found.notes, *_notes(found.orders, setting)))
+                  notes=(*found.notes, *_notes(found.orders, setting)), file=file)
 
 
 def _pass_times(schedule: Schedule, whole: Setting) -> dict[str, Array]:

@@ -32,7 +32,9 @@ def document(chosen: Chosen) -> dict[str, Any]:
         whole = _play(chosen, found, seconds, None)
         weighed = _play(chosen, found, seconds, _changes(chosen, found))
     except ScheduleError as error:
-        raise ScenarioError.at(Place(schedule.source.removeprefix("read from ")), str(error)) from None
+        raise ScenarioError.at(Place(chosen.file or f"schedule {schedule.name}"), str(error)) from None
+    if not whole.makespan_s > 0:
+        raise ScenarioError.at(Place("--forward"), "no pass takes any time; give one of them a time above 0")
     per_micro_batch = chosen.chunks_per_micro_batch
     _check_limit(chosen, weighed)
     starts, ends = _drawn(found, seconds, whole)

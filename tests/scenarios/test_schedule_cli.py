@@ -219,6 +219,10 @@ def test_memory_limits_in_micro_batches_chunks_and_bytes() -> None:
     (("1f1b", *SMALL, "--pass", "F=3"), "'F=3' is not KIND=TIME"),
     (("1f1b", *SMALL, "--html", "nowhere/a.html"), "the folder nowhere does not exist"),
     (("none.json",), "none.json: no such file"),
+    (("1f1b", "--stages", "4096", "--microbatches", "100000"), "are more than the 5,000,000 that are played"),
+    (("1f1b", *SMALL, "--forward", "0", "--backward", "0", "--weight", "0"), "no pass takes any time"),
+    (("1f1b-vocab-1", *SMALL, "--pass", "S=1,2,3"), "schedule 1f1b-vocab-1: times of S passes are for 3 stages"),
+    (("seq1f1b", *SMALL, "--segments", "4", "--chunks", "2"), "takes 1 chunks per rank"),
 ])
 def test_bad_input_is_one_line_with_what_would_be_right(arguments: tuple[str, ...], what: str) -> None:
     (line,) = refused("show", *arguments)
@@ -232,6 +236,7 @@ def test_bad_files_name_line_and_column(tmp_path: Path) -> None:
     assert line.startswith(f"{file}:2:4: rank 1, pass 1: 'X' is no pass")
     file.write_text("F0,F1,B0,B1\nF0,B1,F1,B0\n", encoding="utf-8")
     (line,) = refused("show", file)
+    assert line.startswith(f"{file}: ")
     assert "B of micro-batch 1 on stage 1 (rank 1, pass 1) waits for F of micro-batch 1 on stage 1" in line
     file.write_text("F0,B0\nF0,B0\n", encoding="utf-8")
     assert "its order is for --microbatches 1 (got 8)" in refused("show", file, "--microbatches", "8")[0]

@@ -48,7 +48,7 @@ def test_an_order_from_a_file_is_predicted_as_its_schedule(
     of_name = predicted(tmp_path, name, virtual, fidelity)
     for key in ("step_time_s", "bubble_fraction", "peak_memory_bytes"):
         # without a law the closed form plays the order; interleaving's law is a bound where transfers take long
-        assert of_file[key] == pytest.approx(of_name[key], rel=1e-9 if fidelity == "events" else 1e-4), key
+        assert of_file[key] == pytest.approx(of_name[key], rel=1e-9 if fidelity == "events" else 1e-3), key
 
 
 @pytest.mark.parametrize(("text", "what"), [
