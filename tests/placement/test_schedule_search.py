@@ -125,7 +125,8 @@ def check(found: Found, asked: Request) -> None:
 
 @pytest.mark.parametrize("p", [3, 4, 5, 6, 7, 8, 9, 12])
 def test_the_bound_at_unit_times_is_the_papers(p: int) -> None:
-    """arXiv 2405.15362: 6 m + 6 p - 3 limit - 1 with whole chunks held until W, where memory over time is no tighter."""
+    """arXiv 2405.15362: 6 m + 6 p - 3 limit - 1 with whole chunks held until W; runs are short, so that memory over
+    time is no tighter."""
     for limit in range(2 * ((p + 4) // 3), 2 * p):
         problem = problem_of(request(p, 2 * p, limit, 2, Times(), 1.0))
         assert lower_bound_s(problem) == 12 * p + 6 * p - 3 * limit - 1
@@ -273,6 +274,26 @@ def test_periodic_search_beats_the_published_greedy_of_v_min() -> None:
     """Published V-Min is 4 ticks above the paper's bound wherever p = 2 mod 3; the search reaches the bound."""
     found = auto(request(8, 16, 8, 2, Times(), 1.0))
     assert (found.cost_s, found.bound_s) == (6 * 16 + 6 * 8 - 3 * 8 - 1, 119)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_small_settings_in_little_memory_are_closed_by_the_programme(limit: int) -> None:
+    """No order of (4, 8) was closed by HiGHS or CBC without windows in 40 s (reference notes, section 6). The programme
+    starts from the bound and the order of the local search, and asks for a better one."""
+    found = auto(request(4, 8, limit), work=300_000)
+    assert found.optimal
+    again = exact.solved(problem_of(request(4, 8, limit)), found.cost_s + 1, 0.0)
+    assert again.words is not None
+    assert slow_cost_s(again.words, problem_of(request(4, 8, limit))) == found.cost_s
+
+
+@pytest.mark.parametrize(("p", "m", "v", "group"), [(4, 16, 2, 4), (4, 16, 3, 4), (4, 16, 3, 2), (8, 32, 3, 8)])
+def test_looped_chunks_are_no_slower_than_grouped_interleaving(p: int, m: int, v: int, group: int) -> None:
+    """arXiv 2503.01328: peak g (v - 1) + p chunks, bubble 2 (p - 1) + (p - g)(v - 1) chunk ticks at unit times."""
+    asked = request(p, m, group * (v - 1) + p, v, Times(), 1.0)
+    found = auto(asked, "makespan", work=200_000)
+    check(found, asked)
+    assert found.cost_s <= 3 * m * v + 2 * (p - 1) + (p - group) * (v - 1)
 
 
 def test_unequal_stages() -> None:

@@ -251,6 +251,10 @@ def _recipes(problem: Problem) -> Iterator[_Recipe]:
         wanted += [("alternating", partial(fill.alternating, pace=pace)) for pace in PACES]
     if problem.chunks == 1 or problem.stage_of is v_shaped:
         wanted += [("modular", partial(modular.words, block)) for block in modular.blocks(problem)]
+    if placed == ", looped placement":
+        groups = sorted({max(1, problem.pipeline // part) for part in (1, 2, 4)} | {-(-problem.pipeline // 2)})
+        wanted += [("interleaved in groups", partial(fill.interleaved, group=group, pace=pace))
+                   for group in reversed(groups) for pace in PACES[::2]]
     for name, words in wanted:
         for way in fill.WAYS:
             yield _Recipe(name + placed, words, way)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ import numpy as np
 from placement.schedules.search.bounds import trip_of, whole_grains
 from placement.schedules.search.problem import ROUNDING, Problem, Words
 
-MOST_PASSES = 160
-MOST_BINARIES = 300
-NODES = 4_000
+MOST_BINARIES = 600
+WORK = 400_000  # binaries times nodes that HiGHS may branch on
 
 Place = tuple[int, int, int]  # rank, code, micro-batch
 
@@ -35,12 +35,13 @@ class Solved:
     bound_s: float
 
 
-def solved(problem: Problem, cost_s: float, bound_s: float, nodes: int = NODES) -> Solved:
+def solved(problem: Problem, cost_s: float, bound_s: float, work: int = WORK) -> Solved:
     """Looks for an order that costs less than `cost_s`, knowing that none costs less than `bound_s`.
 
-    Costs are those of orders played as early as possible: a rank starts when its first forward can.
+    Costs are those of orders played as early as possible: a rank starts when its first forward can. A setting with
+    more than `MOST_BINARIES` open pairs is left alone.
     """
-    if 3 * problem.stages * problem.micro_batches > MOST_PASSES:
+    if 3 * problem.stages * problem.micro_batches > MOST_BINARIES:
         return Solved(None, bound_s)
     grain_s = problem.grain_s
     wanted_s = cost_s - (grain_s if grain_s > 0 else 1e-6 * cost_s)
@@ -50,7 +51,20 @@ def solved(problem: Problem, cost_s: float, bound_s: float, nodes: int = NODES) 
     programme = _Programme(problem, windows, wanted_s, bound_s)
     if len(programme.binaries) > MOST_BINARIES:
         return Solved(None, bound_s)
-    return programme.solve(nodes, cost_s)
+    return programme.solve(work, cost_s)
+
+
+def _open(
+    problem: Problem, windows: Mapping[Place, tuple[float, float]], one: Place, other: Place
+) -> bool | None:
+    """Whether the first of two passes of a rank comes before the second in every order wanted; None where both may."""
+    (early, late), (early_other, late_other) = windows[one], windows[other]
+    slack_s = ROUNDING * (1 + abs(late))
+    if comes_first(problem, one, other) or early_other + _length_s(problem, other) > late + slack_s:
+        return True
+    if comes_first(problem, other, one) or early + _length_s(problem, one) > late_other + slack_s:
+        return False
+    return None
 
 
 def _chain(problem: Problem, rank: int, code: int) -> int:
@@ -182,25 +196,23 @@ class _Programme:
 
     def pairs(self, places: list[Place]) -> None:
         """Which of two passes of a rank comes first: known, or a binary with its big-M rows."""
-        for number, one in enumerate(places):
-            for other in places[number + 1:]:
-                (early, late), (early_other, late_other) = self.windows[one], self.windows[other]
-                length_s, other_s = _length_s(self.problem, one), _length_s(self.problem, other)
-                slack = ROUNDING * (1 + abs(late))
-                if comes_first(self.problem, one, other) or early_other + other_s > late + slack:
-                    self.fixed[one, other] = True
-                    if one[1] != other[1] or other[2] == one[2] + 1:
-                        self.row(length_s, {self.start[other]: 1.0, self.start[one]: -1.0})
-                elif comes_first(self.problem, other, one) or early + length_s > late_other + slack:
-                    self.fixed[one, other] = False
+        for one, other in combinations(places, 2):
+            (early, late), (early_other, late_other) = self.windows[one], self.windows[other]
+            length_s, other_s = _length_s(self.problem, one), _length_s(self.problem, other)
+            first = _open(self.problem, self.windows, one, other)
+            if first is not None:
+                self.fixed[one, other] = first
+                if first and (one[1] != other[1] or other[2] == one[2] + 1):
+                    self.row(length_s, {self.start[other]: 1.0, self.start[one]: -1.0})
+                elif not first:
                     self.row(other_s, {self.start[one]: 1.0, self.start[other]: -1.0})
-                else:
-                    binary = self.column(0.0, 1.0)
-                    self.binaries[one, other] = binary
-                    big = late + length_s - early_other
-                    self.row(length_s - big, {self.start[other]: 1.0, self.start[one]: -1.0, binary: -big})
-                    big = late_other + other_s - early
-                    self.row(other_s, {self.start[one]: 1.0, self.start[other]: -1.0, binary: big})
+            else:
+                binary = self.column(0.0, 1.0)
+                self.binaries[one, other] = binary
+                big = late + length_s - early_other
+                self.row(length_s - big, {self.start[other]: 1.0, self.start[one]: -1.0, binary: -big})
+                big = late_other + other_s - early
+                self.row(other_s, {self.start[one]: 1.0, self.start[other]: -1.0, binary: big})
 
     def before(self, one: Place, other: Place) -> tuple[float, dict[int, float]]:
         """1 where `one` comes before `other`, as (constant, terms)."""
@@ -256,13 +268,14 @@ class _Programme:
                         row[column] = row.get(column, 0.0) - sign * change
             self.row(-room - ROUNDING, row)
 
-    def solve(self, nodes: int, cost_s: float) -> Solved:
+    def solve(self, work: int, cost_s: float) -> Solved:
         if not self.feasible:
             return Solved(None, cost_s)
         import highspy
 
         plain: Any = highspy.Highs.__base__  # without Python's callbacks, whose making prints a banner on stdout
         highs = plain()
+        nodes = work // max(len(self.binaries), 1)
         for option, value in (("output_flag", False), ("threads", 1), ("mip_max_nodes", nodes), ("random_seed", 0),
                               ("mip_rel_gap", 0.0), ("mip_abs_gap", 1e-6), ("time_limit", float("inf"))):
             highs.setOptionValue(option, value)

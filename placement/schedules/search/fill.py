@@ -156,3 +156,20 @@ def alternating(problem: Problem, pace: float) -> Words:
         ahead = int(max(1, min(ahead, problem.micro_batches, problem.limit[rank] + ROUNDING)))
         wanted.append([0] * ahead + [1, 0] * (problem.micro_batches - ahead) + [1] * ahead)
     return wanted
+
+
+def interleaved(problem: Problem, group: int, pace: float) -> Words:
+    """Chunks dealt in turn: groups of micro-batches go through a chunk before the next one's turn; as many forwards
+    ahead as one group needs to come back and `pace` for each rank behind, as memory allows, then B and F in turn
+    (grouped interleaving, arXiv 2503.01328)."""
+    v, m = problem.chunks, problem.micro_batches
+    sizes = [min(group, m - first) for first in range(0, m, group)]
+    forwards = [chunk for size in sizes for chunk in range(v) for _ in range(size)]
+    backwards = [v + chunk for size in sizes for chunk in reversed(range(v)) for _ in range(size)]
+    wanted = []
+    for rank in range(problem.pipeline):
+        ahead = int(group * (v - 1) + pace * (problem.pipeline - 1 - rank) + 1 + ROUNDING)
+        ahead = int(max(1, min(ahead, v * m, problem.limit[rank] + ROUNDING)))
+        turns = [code for pair in zip(backwards, forwards[ahead:], strict=False) for code in pair]
+        wanted.append(forwards[:ahead] + turns + backwards[v * m - ahead:])
+    return wanted

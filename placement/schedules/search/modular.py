@@ -6,15 +6,15 @@ forward and the backward of a chunk (cyclic scheduling; Hanen and Munier 1995; a
 building block). With one chunk a rank, or two laid out as a V, a micro-batch passes neighbours only, so that all that
 rank r must know of the ranks beyond it are the times from its F0 to its F1, from there to its B1 and to its B0. Whole
 sets of such triples (in ticks, as Boolean arrays) are carried from the turn of the V back to rank 0: a dynamic
-programme that is exact in ticks, linear in ranks, and proves that no periodic order holds less. W passes take the first
-gap that fits behind their B.
+programme that is exact in ticks, linear in ranks, and proves that no periodic order holds less where each W takes the
+first gap behind its B that is long enough.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -28,6 +28,7 @@ Triples = NDArray[np.bool_]  # [F0 to F1, F1 to B1, B1 to B0] in ticks; [F0 to B
 MOST_TICKS = 18  # of a period in which times are rounded; the work grows with their cube
 MOST_CELLS = 4_000_000
 MOST_LAPS = 2  # periods for each stage that a micro-batch stays at the most
+TRIPS = (0.0, 0.5, 1.0)
 LONGEST = 1.5  # times the busy time: the longest period looked at
 
 
@@ -64,41 +65,39 @@ def ticks_of(problem: Problem, most: int = MOST_TICKS) -> Ticks:
 
 def periodic(problem: Problem, ticks: Ticks | None = None, longest: float = LONGEST) -> Block | None:
     """The block of the shortest period under the problem's memory limit; None where none up to `longest` busy times
-    exists or the limit allows more than can be searched."""
-    ticks = ticks_of(problem) if ticks is None else ticks
-    busy = _busy(problem, ticks)
+    exists."""
+    found = _shortest(problem, ticks_of(problem) if ticks is None else ticks, longest, TRIPS[:1])
+    return found[0] if found else None
+
+
+def _shortest(problem: Problem, ticks: Ticks, longest: float, trips: tuple[float, ...]) -> list[Block]:
+    busy = busy_ticks(problem, ticks)
     least = max(busy, math.ceil(_trip_memory(problem, ticks) - ROUNDING))
     for period in range(least, int(longest * busy) + 1):
-        block = block_of_period(problem, ticks, period)
-        if block is not None:
-            return block
-    return None
+        found = blocks_of_period(problem, ticks, period, trips)
+        if found:
+            return found
+    return []
 
 
-def blocks(problem: Problem) -> Iterator[Block]:
+def blocks(problem: Problem) -> list[Block]:
     """Blocks of the shortest period under the limit, with short, middling and long trips of a micro-batch: a longer one
     holds more and makes ramps shorter, and which serves best is seen only when they are filled up."""
-    first = periodic(problem)
-    if first is None:
-        return
-    yield first
-    for reach in (0.5, 1.0):
-        block = block_of_period(problem, first.ticks, first.period, reach)
-        if block is not None and block.starts != first.starts:
-            yield block
+    return _shortest(problem, ticks_of(problem), LONGEST, TRIPS)
 
 
 def least_memory(problem: Problem, period: int, ticks: Ticks, most: int) -> tuple[int, Block] | None:
     """(chunk activations, block): the fewest that a rank must hold for this period, up to `most`."""
     for limit in range(problem.chunks, most + 1):
         limited = replace(problem, limit=(float(limit),) * problem.pipeline)
-        block = block_of_period(limited, ticks, period)
-        if block is not None:
-            return limit, block
+        found = blocks_of_period(limited, ticks, period, TRIPS[:1])
+        if found:
+            return limit, found[0]
     return None
 
 
-def _busy(problem: Problem, ticks: Ticks) -> int:
+def busy_ticks(problem: Problem, ticks: Ticks) -> int:
+    """Of the busiest rank for one micro-batch: no period is shorter."""
     return max(sum(of_kind[stage] for of_kind in ticks.passes for stage in stages)
                for stages in problem.stage_of_rank)
 
@@ -126,9 +125,9 @@ def _steps(problem: Problem, ticks: Ticks, rank: int) -> list[tuple[tuple[int, .
             ((0, -1, 1), backward[here[1]] + ticks.hop), ((0, 0, 1), backward[beyond[0]] + ticks.hop)]
 
 
-def block_of_period(problem: Problem, ticks: Ticks, period: int, reach: float = 0.0) -> Block | None:
-    """A block of exactly this period; None where none exists. Of the possible times from the first to the last pass of
-    a micro-batch on rank 0 it has the shortest, or with `reach` 1 the longest."""
+def blocks_of_period(problem: Problem, ticks: Ticks, period: int, trips: tuple[float, ...]) -> list[Block]:
+    """Blocks of exactly this period, none where none exists. Of all possible times from the first to the last pass of a
+    micro-batch on rank 0, `trips` 0 takes the shortest and 1 the longest."""
     size = _size(problem, period)
     forward, backward, _ = ticks.passes
     allowed = [_allowed(problem, ticks, period, rank, size) for rank in range(problem.pipeline)]
@@ -144,21 +143,27 @@ def block_of_period(problem: Problem, ticks: Ticks, period: int, reach: float = 
         reached.insert(0, grown & allowed[rank])
     if problem.chunks == 2:
         reached[0][:, :forward[problem.stage_of_rank[0][1]]] = False
-    ends = np.argwhere(reached[0])
-    if len(ends) == 0:
-        return None
-    trips = sorted(ends.tolist(), key=lambda one: (sum(one), one))
-    lags = [tuple(trips[int(reach * (len(trips) - 1))])]
-    offsets = [0]
+    ends = sorted(np.argwhere(reached[0]).tolist(), key=lambda one: (sum(one), one))
+    places = dict.fromkeys(int(share * (len(ends) - 1)) for share in trips) if ends else {}
+    return [_block(problem, ticks, period, reached, tuple(ends[place])) for place in places]
+
+
+def _block(
+    problem: Problem, ticks: Ticks, period: int, reached: Sequence[Triples], lag: tuple[int, ...]
+) -> Block:
+    """The block with these times between rank 0's passes: those of the ranks beyond are traced back."""
+    lags, offsets = [lag], [0]
     for rank in range(problem.pipeline - 1):
         lag, step = _back(reached[rank + 1], lags[-1], _steps(problem, ticks, rank))
         lags.append(lag)
         offsets.append(offsets[-1] + step)
     starts, held = [], 0.0
-    for rank, (lag, offset) in enumerate(zip(lags, offsets, strict=True)):
-        times, of_rank = _circle(problem, ticks, period, rank, lag)
-        starts.append({key: offset + time for key, time in times.items()})
-        held = max(held, of_rank)
+    for rank, (of_rank, offset) in enumerate(zip(lags, offsets, strict=True)):
+        durations = tuple(tuple(of_kind[stage] for stage in problem.stage_of_rank[rank]) for of_kind in ticks.passes)
+        placed = _placed(durations, period, of_rank, problem.weight_share)
+        assert placed is not None
+        starts.append({key: offset + time for key, time in placed[0].items()})
+        held = max(held, placed[1])
     return Block(period, starts, held, ticks)
 
 
@@ -237,42 +242,56 @@ def _table(durations: tuple[tuple[int, ...], ...], period: int, weight_share: fl
     count = 2 * len(durations[0]) - 1
     table = np.full((period,) * count, np.inf, dtype=np.float32)
     for lag in itertools.product(range(period), repeat=count):
-        placed = _placed(durations, period, lag)
+        placed = _placed(durations, period, lag, weight_share)
         if placed is not None:
-            table[lag] = _held(placed, durations, period, weight_share)
+            table[lag] = placed[1]
     return table
 
 
 Starts = dict[tuple[str, int], int]
 
 
-def _placed(durations: tuple[tuple[int, ...], ...], period: int, lag: Sequence[int]) -> Starts | None:
-    """Start ticks of all passes of a rank, F0 at 0; None where they overlap on the circle."""
-    forward, backward, weight = durations
-    chunks = len(forward)
+def _placed(
+    durations: tuple[tuple[int, ...], ...], period: int, lag: Sequence[int], weight_share: float
+) -> tuple[Starts, float] | None:
+    """(start ticks of all passes of a rank, F0 at 0; the most it holds) with W passes taking gaps in the better
+    sequence; None where passes overlap on the circle."""
+    chunks = len(durations[0])
+    free, times = [True] * period, Starts()
     names = [("F", 0), ("B", 0)] if chunks == 1 else [("F", 0), ("F", 1), ("B", 1), ("B", 0)]
-    length = {"F": forward, "B": backward, "W": weight}
-    free = [True] * period
-    times: Starts = {}
     for name, time in zip(names, itertools.accumulate(lag, initial=0), strict=True):
-        spots = [(time + tick) % period for tick in range(length[name[0]][name[1]])]
-        if len(spots) > period or not all(free[spot] for spot in spots):
+        if not _take(free, time, durations["FB".index(name[0])][name[1]]):
             return None
-        for spot in spots:
-            free[spot] = False
         times[name] = time
-    for chunk in reversed(range(chunks)):
-        begin = times["B", chunk] + backward[chunk]
-        for time in range(begin, begin + period):
-            spots = [(time + tick) % period for tick in range(weight[chunk])]
-            if all(free[spot] for spot in spots):
-                break
-        else:
+    found = [starts for sequence in itertools.permutations(range(chunks))
+             if (starts := _with_weights(durations, period, times, list(free), sequence)) is not None]
+    held = [(_held(starts, durations, period, weight_share), starts) for starts in found]
+    best = min(held, key=lambda one: one[0], default=None)
+    return None if best is None else (best[1], best[0])
+
+
+def _take(free: list[bool], time: int, length: int) -> bool:
+    """Marks a pass on the circle; False, and nothing marked, where something lies there."""
+    spots = [(time + tick) % len(free) for tick in range(length)]
+    if length > len(free) or not all(free[spot] for spot in spots):
+        return False
+    for spot in spots:
+        free[spot] = False
+    return True
+
+
+def _with_weights(
+    durations: tuple[tuple[int, ...], ...], period: int, times: Starts, free: list[bool], sequence: Sequence[int]
+) -> Starts | None:
+    """Each W in the first gap behind its B that is long enough, chunks in this sequence."""
+    whole = dict(times)
+    for chunk in sequence:
+        begin = times["B", chunk] + durations[1][chunk]
+        time = next((one for one in range(begin, begin + period) if _take(free, one, durations[2][chunk])), None)
+        if time is None:
             return None
-        for spot in spots:
-            free[spot] = False
-        times["W", chunk] = time
-    return times
+        whole["W", chunk] = time
+    return whole
 
 
 def _held(times: Starts, durations: tuple[tuple[int, ...], ...], period: int, weight_share: float) -> float:
@@ -288,15 +307,6 @@ def _held(times: Starts, durations: tuple[tuple[int, ...], ...], period: int, we
             held += (now - times["F", other]) // period - after_b + weight_share * (after_b - after_w)
         highest = max(highest, held)
     return highest
-
-
-def _circle(
-    problem: Problem, ticks: Ticks, period: int, rank: int, lag: tuple[int, ...]
-) -> tuple[Starts, float]:
-    durations = tuple(tuple(of_kind[stage] for stage in problem.stage_of_rank[rank]) for of_kind in ticks.passes)
-    times = _placed(durations, period, lag)
-    assert times is not None
-    return times, _held(times, durations, period, problem.weight_share)
 
 
 def words(block: Block, problem: Problem) -> Words:
