@@ -11,23 +11,28 @@ does not explain, and a long run repeats the period in its middle.
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from placement.schedules.evaluate import evaluate
 from placement.schedules.local_search import improve
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError
 
-Ticks = Sequence[Sequence[int]]  # [ranks][F0, F1, B1, B0], start of a micro-batch's passes, period 6
+Ticks = Sequence[Sequence[float]]  # [ranks][F0, F1, B1, B0], start of a micro-batch's passes, period 6
 SLOTS = (("F", 0), ("F", 1), ("B", 1), ("B", 0))
 PERIOD = 6
 WINDOW = 12  # how far ahead of the next pass another may be taken: two periods
-TRIAL = 4  # micro-batches a rank on which the variants are compared
+TRIAL = 3  # micro-batches a rank on which the variants are compared
+TRIED = 12_000  # micro-batches on ranks, over all variants compared
+# what may come early, and at the end, by how often it is the best
+EARLY = (("F", "B"), ("FB", "B"), ("B", "B"), ("", ""), ("F", ""), ("", "B"), ("FB", ""), ("B", ""))
 KEPT = 0.2  # of a rank's passes stay in place in the middle of a run that is to be lengthened
 ROUNDING = 1e-9
 
 Sequences = Sequence[list[tuple[str, int, int]]]  # [ranks] of (kind, chunk, micro-batch)
+Skeleton = Callable[[int], Any]  # of a number of micro-batches
 
 
 def block_sequences(ticks: Ticks, micro_batches: int) -> list[list[tuple[str, int, int]]]:
@@ -38,6 +43,22 @@ def block_sequences(ticks: Ticks, micro_batches: int) -> list[list[tuple[str, in
             for tick, (kind, chunk) in zip(of_rank, SLOTS, strict=True) for j in range(micro_batches))]
         for of_rank in ticks
     ]
+
+
+def block_orders(ticks: Ticks, micro_batches: int) -> Orders:
+    """The block as it stands, with each W in the first free tick behind its B (section 3 of the paper)."""
+    result = []
+    for of_rank in ticks:
+        starts: dict[tuple[str, int], float] = dict(zip(SLOTS, of_rank, strict=True))
+        for chunk in (1, 0):
+            tick = starts["B", chunk] + 1.0
+            while any(min((tick - other) % PERIOD, (other - tick) % PERIOD) < 1 for other in starts.values()):
+                tick += 0.5
+            starts["W", chunk] = tick
+        passes = sorted((tick + PERIOD * j, kind, chunk, j)
+                        for (kind, chunk), tick in starts.items() for j in range(micro_batches))
+        result.append([Pass(kind, chunk, j) for _, kind, chunk, j in passes])
+    return result
 
 
 class Squeeze:
@@ -175,46 +196,98 @@ class Squeeze:
 
 
 def squeezed(
-    skeletons: Sequence[Callable[[int], Sequences]], request: Request, schedule: Schedule, limit: float,
-    least_s: float = 0.0,
+    skeletons: Sequence[Skeleton], request: Request, schedule: Schedule, limit: float, least_s: float = 0.0,
+    ready: Sequence[Skeleton] = (), starts: int = 1,
 ) -> Orders:
-    """The order with the least span under `limit` of those that the skeletons squeeze into.
+    """The order with the least span under `limit` of those that the skeletons squeeze into, and of the `ready` ones.
 
-    A skeleton gives the F and B passes of every rank for a number of micro-batches. Skeletons and variants are tried
-    on a run of `TRIAL` p micro-batches; the best is bettered by local search unless its bubble is `least_s` already.
+    A skeleton gives the F and B passes of every rank for a number of micro-batches (a ready one the whole order). They
+    are tried on a run of `TRIAL` p micro-batches, the fewer ways the more passes it has, and judged by their bubble and
+    by how it grows; the `starts` best are bettered by local search unless one has no more bubble than `least_s`.
     Raises ScheduleError where none fits the limit.
     """
     trial = min(request.micro_batches, TRIAL * request.pipeline)
+    more = request.micro_batches - trial
     short = replace(request, micro_batches=trial)
-    best, best_s, refused = None, float("inf"), None
-    for skeleton in skeletons:
-        for early, early_tail in itertools.product(("F", "FB", "B", ""), ("B", "")):
-            try:
-                orders = Squeeze(skeleton(trial), short, limit, schedule, early, early_tail).run()
-            except ScheduleError as error:
-                refused = error
-                continue
-            bubble_s = span_bubble_s(orders, short, schedule)
-            if bubble_s < best_s * (1 - ROUNDING):
-                best, best_s, way = orders, bubble_s, (skeleton, early, early_tail)
-            if best_s <= least_s * (1 + ROUNDING):
-                break
-    if best is None:
+    found: list[tuple[float, Orders, Callable[[int], Orders]]] = []
+    refused = None
+    for number, way in enumerate(_ways(skeletons, ready, request, schedule, limit)):
+        if found and number * trial * request.pipeline > TRIED:
+            break
+        try:
+            orders = way(trial)
+        except ScheduleError as error:
+            refused = error
+            continue
+        bubble_s = _long_bubble_s(orders, short, more, schedule)
+        found.append((bubble_s, orders, way))
+        if bubble_s <= least_s * (1 + ROUNDING):
+            break
+    if not found:
         assert refused is not None
         raise refused
+    found.sort(key=lambda one: one[0])
+    best_s, best, way = found[0]
     if best_s > least_s * (1 + ROUNDING):
-        long = trial < request.micro_batches
-        best = improve(best, schedule, short, limit, kept=KEPT if long else 0.0)
-        best_s = span_bubble_s(best, short, schedule)
-    if trial == request.micro_batches:
+        kept = KEPT if more else 0.0
+        better = [improve(orders, schedule, short, limit, kept) for orders in _different(found, starts)]
+        best = min(better, key=lambda orders: _long_bubble_s(orders, short, more, schedule))
+    if not more:
         return best
-    longer = lengthened(best, request.micro_batches - trial)
+    longer = lengthened(best, more)
     if longer is not None and span_bubble_s(longer, request, schedule) <= best_s * (1 + ROUNDING):
         return longer
-    skeleton, early, early_tail = way
-    whole = Squeeze(skeleton(request.micro_batches), request, limit, schedule, early, early_tail).run()
-    found = [one for one in (longer, whole) if one is not None]
-    return min(found, key=lambda one: span_bubble_s(one, request, schedule))
+    both = [one for one in (longer, way(request.micro_batches)) if one is not None]
+    return min(both, key=lambda one: span_bubble_s(one, request, schedule))
+
+
+def _different(found: Sequence[tuple[float, Orders, Any]], most: int) -> list[Orders]:
+    """The first `most` orders, one of each bubble: orders of equal bubble are mostly the same."""
+    bubbles = [bubble_s for bubble_s, _, _ in found]
+    return [orders for place, (bubble_s, orders, _) in enumerate(found) if bubble_s not in bubbles[:place]][:most]
+
+
+def _ways(
+    skeletons: Sequence[Skeleton], ready: Sequence[Skeleton], request: Request, schedule: Schedule, limit: float
+) -> list[Callable[[int], Orders]]:
+    """Orders for a number of micro-batches, those first that are the best most often."""
+    ways = [[partial(_squeezed, skeleton, request, schedule, limit, *early) for skeleton in skeletons]
+            for early in EARLY]
+    as_they_are = [partial(_within, orders, request, schedule, limit) for orders in ready]
+    return [*ways[0], *as_they_are, *(way for of_early in ways[1:] for way in of_early)]
+
+
+def _squeezed(
+    skeleton: Skeleton, request: Request, schedule: Schedule, limit: float, early: str, early_tail: str, count: int
+) -> Orders:
+    return Squeeze(skeleton(count), replace(request, micro_batches=count), limit, schedule, early, early_tail).run()
+
+
+def _within(orders: Skeleton, request: Request, schedule: Schedule, limit: float, count: int) -> Orders:
+    """The order of this many micro-batches; raises ScheduleError where it holds more than the limit."""
+    found: Orders = orders(count)
+    share = request.weight_share
+    memory = {"F": 1.0, "B": share - 1.0, "W": -share}
+    peak = float(evaluate(found, schedule, 1.0, 1.0, 1.0, memory=memory).peak.max())
+    if peak > limit + ROUNDING:
+        raise ScheduleError(f"a memory limit of {limit:g} chunk activations is too small: this order holds {peak:g}")
+    return found
+
+
+def _long_bubble_s(orders: Orders, request: Request, more: int, schedule: Schedule) -> float:
+    """The bubble that a run of `more` micro-batches would have by how it grows over the next p; inf where the ranks'
+    middles do not fit each other."""
+    bubble_s, p = span_bubble_s(orders, request, schedule), request.pipeline
+    if not more:
+        return bubble_s
+    longer = lengthened(orders, p)
+    if longer is None:
+        return float("inf")
+    try:
+        longer_s = span_bubble_s(longer, replace(request, micro_batches=request.micro_batches + p), schedule)
+    except ScheduleError:
+        return float("inf")
+    return bubble_s + more * max(longer_s - bubble_s, 0.0) / p
 
 
 def lengthened(orders: Orders, more: int) -> Orders | None:

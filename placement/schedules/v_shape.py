@@ -19,7 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from placement.schedules.building_block import PERIOD, Sequences, Ticks, block_sequences, squeezed
+from placement.schedules.building_block import (
+    PERIOD,
+    Sequences,
+    Skeleton,
+    Ticks,
+    block_orders,
+    block_sequences,
+    squeezed,
+)
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, v_shaped
 
 TRIED = 6  # blocks beside the published ones
@@ -33,6 +41,17 @@ def v_min_ticks(p: int) -> Ticks:
 def v_half_ticks(p: int) -> Ticks:
     delta = 3 if p % 2 == 0 else 0
     return [(2 * i, 3 * p - i - 2, 3 * p + delta + 2 * i - 1, 6 * p + delta - i - 2) for i in range(p)]
+
+
+def v_half_spread_ticks(p: int) -> Ticks:
+    """Another block of V-Half's memory: every step takes 1.5 ticks, so that each hop may take half a tick.
+
+    In the paper's, F1 and B0 follow each other without a gap, and a hop of any length costs a bubble every period.
+    (Found by the periodic search and checked for 2 to 33 ranks: no two passes meet and the memory law holds.)
+    """
+    later, turn = (3 if p % 2 == 0 else 0), 3 * (p - 1) + 1
+    return [(1.5 * i, turn - 1.5 * i, turn + 1 + 1.5 * i + (later if i else 0), 2 * turn + 2 + later - 1.5 * i)
+            for i in range(p)]
 
 
 def v_zb_ticks(p: int) -> Ticks:
@@ -61,20 +80,21 @@ def v_min_order(request: Request) -> Orders:
 
 
 def v_half_order(request: Request) -> Orders:
-    return _from_block(V_HALF, v_half_ticks, v_half_peak, request)
+    return _from_block(V_HALF, v_half_ticks, v_half_peak, request, ready=[v_half_spread_ticks])
 
 
 def v_zb_order(request: Request) -> Orders:
     """With the hand-made ZBV among what is squeezed: where the block alone leaves a bubble in a ramp, it does not."""
     p = request.pipeline
-    hand_made = [partial(_zbv_skeleton, p)] if request.micro_batches >= 2 * p - 1 else []
+    hand_made: list[Skeleton] = [partial(_zbv_skeleton, p)] if request.micro_batches >= 2 * p - 1 else []
     return _from_block(V_ZB, v_zb_ticks, v_zb_peak, request, hand_made)
 
 
 def _from_block(
     schedule: Schedule, ticks: Callable[[int], Ticks], law: Any, request: Request,
-    others: Sequence[Callable[[int], Sequences]] = (),
+    others: Sequence[Skeleton] = (), ready: Sequence[Callable[[int], Ticks]] = (),
 ) -> Orders:
+    """`others` are squeezed too; the blocks of `ready` also stand as they are."""
     p, m = request.pipeline, request.micro_batches
     least = float(law(p, 0, m, 2))
     limit = least if request.memory_limit is None else request.memory_limit
@@ -82,8 +102,11 @@ def _from_block(
         raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small on {p} "
                             f"ranks; the least that works is {least:g}")
     counted = replace(request, weight_share=1.0)  # whole chunks from F to W, as the paper does
-    skeletons = [*others, partial(block_sequences, ticks(p))]
-    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit))
+    skeletons: list[Skeleton] = [
+        *others, partial(block_sequences, ticks(p)), *(partial(block_sequences, one(p)) for one in ready)
+    ]
+    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit),
+                    [partial(block_orders, one(p)) for one in ready], starts=2)
 
 
 def _least_bubble_s(request: Request, limit: float) -> float:
@@ -184,14 +207,15 @@ def _best(request: Request, schedule: Schedule, counted: Request) -> Orders:
     if limit < 2:
         raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small: rank 0 "
                             "holds both chunks of a micro-batch at once; the least that works is 2")
-    skeletons: list[Callable[[int], Sequences]] = [
+    skeletons: list[Skeleton] = [
         partial(block_sequences, ticks)
-        for ticks in (v_min_ticks(p), v_half_ticks(p), v_zb_ticks(p), *_blocks(p, limit))
+        for ticks in (v_min_ticks(p), v_half_ticks(p), v_half_spread_ticks(p), v_zb_ticks(p), *_blocks(p, limit))
     ]
     if m >= 2 * p - 1:
         skeletons.insert(0, partial(_zbv_skeleton, p))
     skeletons.append(partial(_one_at_a_time, p))
-    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit))
+    ready = [partial(block_orders, v_half_spread_ticks(p))]
+    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit), ready, starts=4)
 
 
 def _v(name: str, title: str, source: str, order: Any, peak: Any, law: str) -> Schedule:

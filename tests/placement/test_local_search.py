@@ -64,6 +64,7 @@ def test_never_worse_and_within_the_limit() -> None:
 def test_compiled_and_plain_find_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba", reason="the extra 'fast' is not installed")
     monkeypatch.setattr(local_search, "MOST_MOVES", 3_000)
+    monkeypatch.setattr(local_search, "LEAST_MOVES", 1_000)
     request = Request(3, 6, times=Times(3.1, 4.2, 2.3, 0.4))
     start: Orders = [[Pass(kind, 0, j) for j in range(6) for kind in "FBW"] for _ in range(3)]
     found = [improve(start, SPLIT, request, 3.0, compiled=compiled) for compiled in (True, False)]
