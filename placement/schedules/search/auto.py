@@ -1,15 +1,16 @@
 """The best order that can be found for given times and memory, with a bound, the gap to it and what is proved.
 
-Tried in turn until one reaches the lower bound (`bounds`): every registered schedule of this number of chunks that
-keeps the limit; orders filled up from periodic blocks (`modular`) and from plain alternation (`fill`); the best of
-these bettered along their critical paths (`improve`); a mixed-integer programme (`exact`) where the setting is small.
+Tried in turn until one reaches the lower bound (`bounds`): the registered schedules of this number of chunks that keep
+the limit; orders filled up from periodic blocks (`modular`) and from plain alternation (`fill`); the best of these
+bettered along their critical paths (`improve`); registered schedules that search themselves; a mixed-integer programme
+(`exact`) where the setting is small.
 Long runs are searched on a short one, of which each rank's period in the middle is then repeated. Nothing depends on a
 clock or on chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,6 +34,8 @@ from placement.schedules.search.problem import (
 )
 
 NAME = "auto"
+IMPROVED = ", improved"
+SLOW = ("v-min", "v-half", "v-zb", "v-adaptive", "zbv-auto")  # search themselves, for seconds: asked last
 SHORT = 3  # micro-batches a rank of the short run that stands for a long one
 LONG_RUN = 4  # micro-batches a rank from which a run is long
 STARTS = 4  # orders that local search starts from
@@ -129,6 +132,7 @@ class _Search:
         self.bound_s = lower_bound_s(problem)
         self.player = Player(problem)
         self.candidates: list[_Candidate] = []
+        self.bettered: list[_Candidate] = []  # where local search has started from
 
     @property
     def best(self) -> _Candidate:
@@ -141,7 +145,8 @@ class _Search:
     def run(self) -> Found:
         problem = self.problem
         long_run = problem.micro_batches > LONG_RUN * problem.pipeline
-        for step in (self.registered, self.short if long_run else self.filled, self.better, self.proved):
+        for step in (self.quick, self.short if long_run else self.filled, self.better, self.slow, self.better,
+                     self.proved):
             if not self.reached:
                 step()
         best = self.best
@@ -155,8 +160,14 @@ class _Search:
             if played is not None:
                 self.candidates.append(_Candidate(self.player.score(*played[:2]), name, words, recipe))
 
-    def registered(self) -> None:
-        for schedule in applicable(self.problem):
+    def quick(self) -> None:
+        self.registered([one for one in applicable(self.problem) if one.name not in SLOW])
+
+    def slow(self) -> None:
+        self.registered([one for one in applicable(self.problem) if one.name in SLOW])
+
+    def registered(self, known: Iterable[Schedule]) -> None:
+        for schedule in known:
             if self.reached:
                 return
             for request in (self.request, replace(self.request, memory_limit=None)):
@@ -203,11 +214,13 @@ class _Search:
 
     def better(self) -> None:
         """Local search from the best few, the work shared among them."""
-        starts = self.first(STARTS)
+        starts = [one for one in self.first(STARTS) if one not in self.bettered]
+        self.bettered += starts
         for one in starts:
             words = improved(one.words, self.problem, self.bound_s, self.work // len(starts))
             if words != one.words:
-                self.add(f"{one.name.removesuffix(', improved')}, improved", words)
+                self.add(f"{one.name.removesuffix(IMPROVED)}{IMPROVED}", words)
+                self.bettered.append(self.candidates[-1])
             if self.reached:
                 return
 
@@ -220,7 +233,7 @@ class _Search:
 
 
 def applicable(problem: Problem) -> Iterator[Schedule]:
-    """The registered schedules of F, B and W passes for this number and placement of chunks, quick ones first."""
+    """The registered schedules of F, B and W passes for this number and placement of chunks."""
     from placement import schedules
 
     known = [schedules.get(name) for name in schedules.names()]
