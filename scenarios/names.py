@@ -25,7 +25,7 @@ def check(kind: Kind, name: str) -> None:
     if kind == "schedules":
         from placement.schedules.files import is_file
 
-        if is_file(name):  # read where the scenario's folder is known
+        if name == "auto" or is_file(name):  # a search; a file is read where the scenario's folder is known
             return
     if kind == "models":
         from costmodel.huggingface import ConfigError, catalog_config

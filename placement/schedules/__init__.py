@@ -43,12 +43,16 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Schedule:
-    """The schedule of this name, or of the file of orders at this path (.json, .csv).
+    """The schedule of this name, `auto` for a search, or of the file of orders at this path (.json, .csv).
 
     Raises ScheduleError with the nearest names for an unknown one, and for a file that holds no order.
     """
     if name in _KNOWN:
         return _KNOWN[name]
+    if name == "auto":
+        from placement.schedules.search.planned import AUTO  # it looks through these schedules
+
+        return AUTO
     if is_file(name):
         return load_schedule(name)
     near = difflib.get_close_matches(name, _KNOWN, n=3, cutoff=0.4) or list(_KNOWN)

@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from costmodel.stack import Stack
 from placement import schedules
+from placement.passes import Setting
 from placement.schedules import Request, ScheduleError, Times, evaluate
 from placement.schedules.search import exact, modular
 from placement.schedules.search.auto import Found, applicable, auto
@@ -25,6 +27,10 @@ from placement.schedules.search.problem import (
     schedule_of,
     words_of,
 )
+from placement.step import analytic_step
+from simulator.engine import static
+from simulator.training import lower
+from tests.training_cases import setting
 
 TABLE_6 = Times(10.0, 11.0, 8.0, 1.0)  # of the reference notes, section 6
 
@@ -328,3 +334,28 @@ def test_a_found_schedule_has_no_order_for_another_setting() -> None:
     found = auto(request(2, 4, 2))
     with pytest.raises(ScheduleError, match="result of a search"):
         found.schedule.generate(2, 5, 1)
+
+
+@pytest.mark.parametrize("virtual", [1, 2])
+def test_a_plan_may_ask_for_a_search(virtual: int) -> None:
+    """Both fidelities play the same order, in the memory of 1F1B, and no slower than the zero-bubble order of it."""
+    def case(name: str) -> Setting:
+        return setting(node="hgx-a100", sequence=2048, stack=Stack("fused", "flash-2", ("pipeline",)), pipeline=4,
+                       schedule=name, virtual=virtual, sharding="ddp")
+
+    closed = analytic_step(case("auto"), 12)
+    timeline = static.play(lower(case("auto"), 12).program)
+    assert closed.step_time_s == pytest.approx(timeline.makespan_s, rel=3e-3)
+    published = analytic_step(case("zb-h1" if virtual == 1 else "zbv"), 12)
+    assert closed.step_time_s <= published.step_time_s * (1 + 1e-9)
+    assert max(closed.peak_bytes) <= max(published.peak_bytes) * 1.01
+
+
+def test_a_plan_with_a_limit_keeps_it() -> None:
+    schedule = schedules.get("auto")
+    for chunks, limit in ((1, 2.0), (2, 5.0), (3, 7.0)):
+        orders = schedule.generate(4, 8, chunks, times=TABLE_6, memory_limit=limit)
+        played = evaluate(orders, schedule, 1.0, 1.0, 1.0, memory={"F": 1.0, "B": -0.5, "W": -0.5})
+        assert played.peak.max() <= limit
+    with pytest.raises(ScheduleError, match="least that works is 2"):
+        schedule.generate(4, 8, 2, memory_limit=1.0)

@@ -10,7 +10,7 @@ clock or on chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,6 +32,8 @@ from placement.schedules.search.problem import (
     schedule_of,
     words_of,
 )
+
+Placement = Callable[[int, int, int, int], int]
 
 NAME = "auto"
 IMPROVED = ", improved"
@@ -93,15 +95,18 @@ def auto(
     weight_s: Any = None,
     limits: Any = None,
     work: int = WORK,
+    thorough: bool = True,
+    placements: Sequence[Placement] | None = None,
 ) -> Found:
     """The best order found in any placement of `request.chunks` chunks a rank.
 
     `*_s` [stages] replace the request's times, `limits` [ranks] its memory limit; `work` bounds the local search, in
-    passes played. Raises ScheduleError for a limit that no order keeps, with the rank and the least that works.
+    passes played; if not `thorough`, nothing that takes seconds is asked; `placements` are all there are unless given.
+    Raises ScheduleError for a limit that no order keeps, with the rank and the least that works.
     """
     given = {"forward_s": forward_s, "backward_s": backward_s, "weight_s": weight_s, "limits": limits}
-    problems = {stage_of: problem_of(request, objective, stage_of, **given) for stage_of in _placements(request)}
-    searches = [_Search(problem, _scalar(request, problem), work) for problem in problems.values()]
+    problems = [problem_of(request, objective, stage_of, **given) for stage_of in placements or _placements(request)]
+    searches = [_Search(problem, _scalar(request, problem), work, thorough) for problem in problems]
     found: list[Found] = []
     for search in searches:
         if not found or search.bound_s < min(one.cost_s for one in found) * (1 - ROUNDING):
@@ -110,7 +115,7 @@ def auto(
     return replace(best, bound_s=min(best.cost_s, *(search.bound_s for search in searches)))
 
 
-def _placements(request: Request) -> list[Callable[[int, int, int, int], int]]:
+def _placements(request: Request) -> list[Placement]:
     if request.chunks == 1 or request.pipeline == 1:
         return [looped]
     return [v_shaped, looped] if request.chunks == 2 else [looped]
@@ -120,15 +125,15 @@ def _scalar(request: Request, problem: Problem) -> Request:
     """What generators that know one time for all stages and one limit are asked for."""
     forward_s, backward_s, weight_s = (float(np.mean(of_kind)) for of_kind in problem.times)
     limit = min(problem.limit)
-    return replace(request, times=replace(request.times, forward_s=forward_s, backward_s=backward_s, weight_s=weight_s),
-                   memory_limit=None if np.isinf(limit) else limit)
+    times = replace(request.times, forward_s=forward_s, backward_s=backward_s, weight_s=weight_s)
+    return replace(request, group=request.pipeline, times=times, memory_limit=None if np.isinf(limit) else limit)
 
 
 class _Search:
     """The candidates of one placement, best first."""
 
-    def __init__(self, problem: Problem, request: Request, work: int) -> None:
-        self.problem, self.request, self.work = problem, request, work
+    def __init__(self, problem: Problem, request: Request, work: int, thorough: bool) -> None:
+        self.problem, self.request, self.work, self.thorough = problem, request, work, thorough
         self.bound_s = lower_bound_s(problem)
         self.player = Player(problem)
         self.candidates: list[_Candidate] = []
@@ -145,8 +150,8 @@ class _Search:
     def run(self) -> Found:
         problem = self.problem
         long_run = problem.micro_batches > LONG_RUN * problem.pipeline
-        for step in (self.quick, self.short if long_run else self.filled, self.better, self.slow, self.better,
-                     self.proved):
+        steps = [self.quick, self.short if long_run else self.filled, self.better]
+        for step in [*steps, self.slow, self.better, self.proved] if self.thorough else steps:
             if not self.reached:
                 step()
         best = self.best
@@ -192,7 +197,7 @@ class _Search:
     def short(self) -> None:
         """A long run from a short one: the ways that filled it best, and its best orders with their middle repeated."""
         few = SHORT * self.problem.pipeline
-        found = _Search(replace(self.problem, micro_batches=few), self.request, self.work)
+        found = _Search(replace(self.problem, micro_batches=few), self.request, self.work, self.thorough)
         found.filled()
         for one in found.first(STARTS):
             if one.recipe is not None:

@@ -82,8 +82,9 @@ class Problem:
         every = [time for of_kind in self.times for time in of_kind] + [self.latency_s]
         for scale in (1, 10, 100, 1000):
             whole = [round(time * scale) for time in every]
-            if all(abs(time * scale - near) < ROUNDING for time, near in zip(every, whole, strict=True)):
-                return max(math.gcd(*whole), 1) / scale
+            most = ROUNDING * max(every) * scale
+            if all(abs(time * scale - near) <= most for time, near in zip(every, whole, strict=True)):
+                return math.gcd(*whole) / scale
         return 0.0
 
 
