@@ -138,6 +138,7 @@ class _Search:
         self.player = Player(problem)
         self.candidates: list[_Candidate] = []
         self.bettered: list[_Candidate] = []  # where local search has started from
+        self.tried_s = 0.0  # the cost below which the programme has looked
 
     @property
     def best(self) -> _Candidate:
@@ -150,8 +151,12 @@ class _Search:
     def run(self) -> Found:
         problem = self.problem
         long_run = problem.micro_batches > LONG_RUN * problem.pipeline
-        steps = [self.quick, self.short if long_run else self.filled, self.better]
-        for step in [*steps, self.slow, self.better, self.proved] if self.thorough else steps:
+        steps = [self.quick, self.short if long_run else self.filled]
+        if self.thorough:
+            steps += [self.proved, self.better, self.slow, self.better, self.proved]
+        else:
+            steps.append(self.better)
+        for step in steps:
             if not self.reached:
                 step()
         best = self.best
@@ -231,7 +236,10 @@ class _Search:
 
     def proved(self) -> None:
         """A small setting as a mixed-integer programme: a better order, a better bound, or both."""
-        solved = exact.solved(self.problem, self.best.score[0], self.bound_s)
+        if self.tried_s == self.best.score[0]:
+            return
+        self.tried_s = self.best.score[0]
+        solved = exact.solved(self.problem, self.tried_s, self.bound_s)
         self.bound_s = max(self.bound_s, solved.bound_s)
         if solved.words is not None:
             self.add("mixed-integer programme" + _placed(self.problem), solved.words)

@@ -21,7 +21,7 @@ import numpy as np
 from placement.schedules.search.bounds import trip_of, whole_grains
 from placement.schedules.search.problem import ROUNDING, Problem, Words
 
-MOST_BINARIES = 600
+MOST_BINARIES = 800  # (4, 12) and (5, 10) with one chunk have fewer
 WORK = 400_000  # binaries times nodes that HiGHS may branch on
 
 Place = tuple[int, int, int]  # rank, code, micro-batch
