@@ -17,7 +17,7 @@ from costmodel import collectives, network
 from costmodel.operators import Shard, layer_operators
 from placement import schedules
 from placement.hops import hop_s
-from placement.passes import Seconds, Setting, add, sent_bytes, total
+from placement.passes import Seconds, Setting, add, end_prices, sent_bytes, total
 from placement.schedules import Evaluation, Orders, Times
 from placement.schedules.evaluate import play
 from placement.schedules.layout import layout
@@ -159,8 +159,8 @@ def orders_of(setting: Setting, passes: StagePasses, micro_batches: int) -> Orde
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """What a rank does and holds of an output layer that is split over all pipeline ranks (arXiv 2411.05288, section
-    4), per micro-batch.
+    """What a rank does and holds of the output layer and the embedding where both are split over all pipeline ranks
+    (arXiv 2411.05288, sections 4 and 5), per micro-batch.
 
     With one meeting the input gradient is part of S and of what the ranks add up, with two it is part of T.
     """
@@ -181,6 +181,7 @@ def output_layer(setting: Setting) -> OutputLayer:
         for category, seconds in share.price.weight.items():
             gradients[category] -= seconds
         logits, gradients = add(logits, gradients), dict(share.price.weight)
+    embedding, _ = end_prices(setting)
     hidden_bytes = float(sent_bytes(setting) * plan.tensor)
     group = network.group(setting.cluster, plan.pipeline, plan.tensor * plan.context * plan.data)
     rows_bytes = 8.0 * float(setting.shard.tokens)  # fp32 maximum and sum of each token
@@ -189,6 +190,12 @@ def output_layer(setting: Setting) -> OutputLayer:
         + setting.collective_s(collectives.all_reduce_s, hidden_bytes / plan.tensor, group)
     )
     broadcast_s = float(setting.collective_s(collectives.all_gather_s, hidden_bytes / plan.tensor, group))
+    # the embedding's lookup and gradient go with S and T; each starts behind a meeting, with nothing queued
+    gap_s = setting.stack.host_head_s / 2.0 * setting.constants.host
+    hidden_s = 2.0 * (broadcast_s + meeting_s)  # of the output layer, and as much of the embedding
+    for seconds, of_embedding in ((logits, embedding.forward), (gradients, embedding.backward)):
+        add(seconds, of_embedding)
+        add(seconds, {"launch": 2.0 * gap_s, "contention": setting.constants.overlap_cost * hidden_s / 2.0})
     return OutputLayer(share, logits, gradients, float(share.saved_bytes) + hidden_bytes, broadcast_s, meeting_s)
 
 

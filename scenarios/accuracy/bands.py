@@ -16,7 +16,6 @@ from scenarios.accuracy.score import SPEED, Scored
 from simulator.bands import LEVEL, Band, Cell, Residuals, Statistics, cell_of, kernel_variance, memory_band, time_band
 from simulator.predict import setting_of
 
-MEMORY = ("allocated_bytes", "reserved_bytes", "device_bytes")
 Named = tuple[Cell, str]  # cell and family
 Error = tuple[float, float, float]  # log error, what leaving its family out added, variance of unmeasured kernels
 
@@ -80,7 +79,7 @@ def of_row(one: Scored, known: Statistics) -> Band | None:
     that nothing is added for it here."""
     inputs, family = one.typical.inputs, one.row.family
     cell = cell_of(inputs)
-    if one.metric in MEMORY:
+    if one.memory:
         return memory_band(cell, known, without=family)
     return time_band(cell, setting_of(inputs).pricer.band, 0, known, without=family)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from costmodel import constants
-from scenarios.accuracy import bands, score
+from scenarios.accuracy import bands, pass_times, score
 from scenarios.accuracy.predict import Outcome
 from scenarios.accuracy.score import SPEED, Scored
 from scenarios.errors import Problem
@@ -18,8 +18,11 @@ WORST = 20  # rows whose breakdown the document carries
 def document(files: Sequence[str], outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> dict[str, Any]:
     """Fractions, not per cent; errors are predicted / measured - 1. Rows that could not be read count as rows."""
     scored, known = [one for outcome in outcomes for one in score.score(outcome)], shipped()
-    speed = [one for one in scored if one.metric == SPEED and one.exception is None]
+    speed = [one for one in scored if one.is_speed and one.exception is None]
     families = score.grouped(speed, "family")
+    of_runs = {one.row.family for one in speed if one.metric == SPEED}
+    runs = {name: of for name, of in families.items() if name in of_runs}
+    others = {name: of for name, of in families.items() if name not in of_runs}
     for name, of in families.items():
         of["left_out"] = constants.fit_errors().get(name, {}).get("left_out")
     return {
@@ -30,14 +33,18 @@ def document(files: Sequence[str], outcomes: Sequence[Outcome], problems: Sequen
         "not_expressible": [{"id": one.row.id, "reason": one.reason} for one in outcomes if not one.range],
         "problems": [str(problem) for problem in problems],
         "families": families,
-        "average": score.averaged(families),
-        "average_specified": score.averaged(families, "specified"),
+        "average": score.averaged(runs or others),
+        "average_specified": score.averaged(runs or others, "specified"),
+        "average_schedules": score.averaged(others),
         "groups": {by: score.grouped(speed, by) for by in score.GROUPS if by != "family"},
-        "metrics": {SPEED: score.summary(speed)},
+        "metrics": {metric: score.summary([one for one in speed if one.metric == metric])
+                    for metric in dict.fromkeys(one.metric for one in speed)} or {SPEED: score.summary([])},
         "ranking": score.ranking(speed),
         "memory": score.memory_summary(scored),
         "out_of_memory": score.out_of_memory(outcomes),
+        "printed_out_of_memory": score.printed_out_of_memory(outcomes),
         "exceptions": score.exception_summary(scored),
+        "pass_times": pass_times.document(outcomes),
         "converted": score.grouped([one for one in scored if one.metric.startswith("converted")
                                     and one.exception is None], "family"),
         **score.counts(outcomes),
@@ -81,7 +88,8 @@ def _worst(one: Scored, known: Statistics) -> dict[str, Any]:
         **_row(one, known),
         "setting": {column: row.values[column] for column in columns if column in row.values},
         "stack": dict(one.typical.inputs.stack),
-        "measured_step_time_s": one.typical.step_time_s * one.typical.tokens_per_s_per_gpu / one.measured,
+        "measured_step_time_s": one.typical.step_time_s / one.measured
+        * (one.typical.tokens_per_s_per_gpu if one.metric == SPEED else one.predicted),
         "step_time_s": one.typical.step_time_s,
         "breakdown_s": dict(one.typical.breakdown_s),
     }

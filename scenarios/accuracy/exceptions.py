@@ -21,8 +21,12 @@ def _ids(*ids: str) -> Callable[[Row], bool]:
 
 
 FILTERS: tuple[Filter, ...] = (
+    Filter("schedule-artifact", "the repository's artifact ran on another machine than the paper's tables",
+           lambda row: row.family.endswith("-artifact")),
+    Filter("schedule-artifact-memory", "the repository's artifact ran on another machine than the paper's tables",
+           lambda row: row.family.endswith("-artifact"), memory=True),
     Filter("sc21-zero-3", "DeepSpeed ZeRO-3 of 2021: about 20 GB/s a node effective, up to 4 times slower than "
-           "physics", lambda row: row.family == "Megatron-SC21" and row.text("zero_or_fsdp") == "ZeRO-3"),
+           "physics", lambda row: row.family.startswith("Megatron-SC21") and row.text("zero_or_fsdp") == "ZeRO-3"),
     Filter("gpt-oss", "the same recorded configuration differs 1.6 times between two releases (an unrecorded "
            "software switch)", lambda row: row.text("model").startswith("GPT-OSS")),
     Filter("recorded-recompute", "recorded full recompute, the speed equals the row without",

@@ -11,6 +11,7 @@ from scenarios.accuracy.clusters import cluster_of
 from scenarios.accuracy.models import NotExpressible, model_of
 from scenarios.accuracy.plans import plans_of
 from scenarios.accuracy.rows import Row
+from scenarios.accuracy.schedule_import import BEST, is_training_run, scenarios_of
 from scenarios.accuracy.stacks import Bundle, bundle_of
 from simulator.inputs import TrainingInputs
 
@@ -24,10 +25,15 @@ class Imported:
     bundle: Bundle
     blanks: tuple[str, ...]  # columns whose blank made the range
     approximated: tuple[str, ...]  # stated things that the core has no input for yet
+    best: bool = False  # what was printed is the best of the alternatives
 
 
 def import_row(row: Row) -> Imported:
     """Raises NotExpressible with the reason where no scenario can be made of the row."""
+    if row.of_schedule and not is_training_run(row):
+        found, blanks = scenarios_of(row)
+        bundle = Bundle(str(found[0].stack["name"]), row.text("source"))
+        return Imported(row, found, bundle, blanks, (), row.text("metric") == BEST)
     sequence = row.integer("seq")
     if sequence is None:
         raise NotExpressible("column seq is blank")

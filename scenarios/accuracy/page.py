@@ -36,6 +36,7 @@ def render(document: Mapping[str, Any], by: str) -> str:
                for other in ("family", *document["groups"]) if other != by]
     tables += [
         _section("Peak memory by distinct configuration", report.MEMORY_HEAD, report.memory_rows(document)),
+        _section(report.PASS_TIMES_TITLE, report.PASS_TIMES_HEAD, report.pass_time_rows(document)),
         _section("Speeds converted from TFLOP/s, outside the averages", head,
                  report.group_rows(document["converted"])),
         _section("Reported apart", ("filter", "rows", "MAPE", "bias", "reason"), report.exception_rows(document),

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 Document = Mapping[str, Any]
-CONVENTION = "error = predicted / measured - 1 of tokens per second (of bytes for memory); bias > 0: predicted too high"
+CONVENTION = ("error = predicted / measured - 1 of tokens per second (of bytes for memory, of the printed metric for "
+              "tables of schedules); bias > 0: predicted too high")
 HEAD = ("", "rows", "units", "MAPE", "median", "p90", "bias", "tau", "specified", "left out", "range width", "hit")
 
 
@@ -48,8 +49,10 @@ def time_rows(document: Document, by: str) -> list[tuple[str, ...]]:
     if by != "family":
         return group_rows(document["groups"][by])
     rows = group_rows(document["families"])
-    return [*rows, average_row(document, "average", "mean of families"),
-            average_row(document, "average_specified", "mean, fully specified")]
+    means = [average_row(document, "average", "mean of families"),
+             average_row(document, "average_specified", "mean, fully specified")]
+    both = document["average_schedules"]["rows"] not in (0, document["average"]["rows"])
+    return [*rows, *means, *([average_row(document, "average_schedules", "mean, schedule tables")] if both else [])]
 
 
 MEMORY_HEAD = ("memory", "rows", "configurations", "MAPE", "median", "p90", "bias")
@@ -70,6 +73,24 @@ def _memory_row(name: str, of: Mapping[str, Any]) -> tuple[str, ...]:
             percent(of["p90_ape"]), percent(of["bias"], sign=True))
 
 
+PASS_TIMES = {
+    "equal_stages": "the order played with them", "ends": "and unequal ends, embedding and head",
+    "sends": "and sends in the way of passes", "optimizer": "and the optimizer: all terms",
+    "from_shapes": "from the model's shapes alone",
+}
+PASS_TIMES_HEAD = ("from measured pass times", "rows", "MAPE", "median", "p90", "bias")
+PASS_TIMES_TITLE = "Throughput from measured pass times (arXiv 2401.10241, table 6), term by term"
+
+
+def pass_time_rows(document: Document) -> list[tuple[str, ...]]:
+    """The error after each term; nothing where no pass times are published."""
+    found = document["pass_times"]
+    if not found["rows"]:
+        return []
+    return [(text, str(found["rows"]), percent(of["mape"]), percent(of["median_ape"]), percent(of["p90_ape"]),
+             percent(of["bias"], sign=True)) for name, text in PASS_TIMES.items() for of in [found[name]]]
+
+
 def sentences(document: Document) -> list[str]:
     """Coverage, ranking, memory verdicts and what is missing, in words."""
     coverage, ranking, memory = document["coverage"], document["ranking"], document["out_of_memory"]
@@ -85,6 +106,9 @@ def sentences(document: Document) -> list[str]:
     if memory["rows"]:
         lines.append(f"{memory['called_out_of_memory']} of {memory['rows']:,} fully specified rows, which all ran, "
                      f"are called out of memory ({percent(memory['share'])})")
+    if (printed := document["printed_out_of_memory"])["rows"]:
+        lines.append(f"{printed['called_out_of_memory']} of {printed['rows']} values printed as out of memory are "
+                     "called so")
     if document["blanks"]:
         lines.append("blanks that became ranges: " + _counted(document["blanks"]))
     if document["approximated"]:
@@ -112,6 +136,9 @@ def show(document: Document, by: str, console: Console) -> None:
     console.print(CONVENTION, style="dim")
     if rows := memory_rows(document):
         console.print(_table(MEMORY_HEAD, rows))
+    if rows := pass_time_rows(document):
+        console.print(f"\n{PASS_TIMES_TITLE}")
+        console.print(_table(PASS_TIMES_HEAD, rows))
     if document["converted"]:
         console.print("\nSpeeds converted from TFLOP/s, outside the averages")
         console.print(_table(("family", *HEAD[1:]), group_rows(document["converted"])))
@@ -134,7 +161,7 @@ def exception_rows(document: Document) -> list[tuple[str, ...]]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False)
     for column in head:
-        words = column in ("filter", "reason", "memory") or column == head[0] != "rows"
+        words = column in ("filter", "reason", "memory", PASS_TIMES_HEAD[0]) or column == head[0] != "rows"
         table.add_column(column, justify="left" if words else "right", overflow="fold",
                          no_wrap=column == head[0] or not words, min_width=len(column) if not words else None)
     for row in rows:
@@ -161,6 +188,8 @@ def markdown(document: Document, by: str) -> str:
     ]
     if rows := memory_rows(document):
         parts += ["## Peak memory, by distinct configuration", _pipes(MEMORY_HEAD, rows)]
+    if rows := pass_time_rows(document):
+        parts += [f"## {PASS_TIMES_TITLE}", _pipes(PASS_TIMES_HEAD, rows)]
     if document["converted"]:
         parts += ["## Speeds converted from printed TFLOP/s, outside the averages",
                   _pipes(("family", *HEAD[1:]), group_rows(document["converted"]))]

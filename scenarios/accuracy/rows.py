@@ -1,4 +1,5 @@
-"""Reads a CSV with the columns of `published/training.csv`; what is wrong names its row and column.
+"""Reads a CSV with the columns of `published/training.csv` or `published/pipeline.csv`; the header decides which. What
+is wrong names its row and column.
 
 A bad row is left out and told about; the good rows still count.
 """
@@ -6,10 +7,11 @@ A bad row is left out and told about; the good rows still count.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scenarios.accuracy import papers
 from scenarios.errors import Place, Problem, shown
 from scenarios.tables import header_and_records, read_text
 
@@ -25,7 +27,7 @@ TEXTS = (
     "memory_rank", "flop_convention", "notes",
 )
 COLUMNS = ("id", *TEXTS, *INTEGERS, *NUMBERS)
-FLAGS = ("sp", "score_time", "score_memory")  # 0 or 1; every other number is above 0
+FLAGS = ("sp", "score_time", "score_memory")  # 0 or 1; every other number is above 0 (or as `signed` says)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Row:
     id: str
     values: Mapping[str, str | float]
     place: Place
+
+    @property
+    def of_schedule(self) -> bool:
+        """Whether it is one value of a paper on pipeline schedules (pipeline.csv) and not a whole run."""
+        return "metric" in self.values
 
     def text(self, column: str) -> str:
         """The text of a column, "" where it is blank."""
@@ -77,6 +84,36 @@ class Rows:
     problems: tuple[Problem, ...]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one kind of table by what they hold, and what its rows are checked for beside. `marks` are the
+    columns that only this table has."""
+
+    table: str
+    texts: Sequence[str]
+    integers: Sequence[str]
+    numbers: Sequence[str]
+    marks: Sequence[str]
+    contradictions: Callable[[Sequence[str], Row], list[Problem]]
+    signed: Sequence[str] = ()  # numbers that may be zero or negative
+    derived: Callable[[Mapping[str, str | float]], Mapping[str, str | float]] = lambda _: {}
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return ("id", *self.texts, *self.integers, *self.numbers)
+
+    def number(self, column: str, text: str) -> float | None:
+        """The number of a cell, None where it is none that the column can hold."""
+        try:
+            value = float(text)
+        except ValueError:
+            return None
+        if not math.isfinite(value) or (column in self.integers and value != int(value)):
+            return None
+        good = value in (0, 1) if column in FLAGS else value > 0 or column in self.signed
+        return value if good else None
+
+
 def read(path: Path, name: str | None = None) -> Rows:
     """The rows of a file; `name` is what messages call it.
 
@@ -88,10 +125,13 @@ def read(path: Path, name: str | None = None) -> Rows:
 
 def parse(text: str, file: str) -> Rows:
     """The rows of a CSV given as text. Raises ScenarioError as `read`."""
-    header, records = header_and_records(text, file, COLUMNS, "published/training.csv")
+    first = text.lstrip().splitlines()[:1]
+    marked = {cell.strip() for line in first for cell in line.split(",")}
+    kind = next((one for one in (PIPELINE, TRAINING) if marked.issuperset(one.marks)), TRAINING)
+    header, records = header_and_records(text, file, kind.all, f"published/{kind.table}")
     rows, problems, seen = list[Row](), list[Problem](), dict[str, int]()
     for line, record in records:
-        row, wrong = _row(header, record, file, line)
+        row, wrong = _row(kind, header, record, file, line)
         if row.id in seen:
             wrong.append(_problem(header, row, "id", f"stands in line {seen[row.id]} already; ids are unique"))
         seen.setdefault(row.id, line)
@@ -101,7 +141,9 @@ def parse(text: str, file: str) -> Rows:
     return Rows(tuple(rows), tuple(problems))
 
 
-def _row(header: Sequence[str], record: Sequence[str], file: str, line: int) -> tuple[Row, list[Problem]]:
+def _row(
+    kind: Columns, header: Sequence[str], record: Sequence[str], file: str, line: int
+) -> tuple[Row, list[Problem]]:
     cells = dict(zip(header, record, strict=False))
     row = Row(cells.get("id", "").strip(), {}, Place(file, line, 1))
     wrong = list[Problem]()
@@ -110,30 +152,18 @@ def _row(header: Sequence[str], record: Sequence[str], file: str, line: int) -> 
     if not row.id:
         wrong.append(_problem(header, row, "id", "is blank"))
     values: dict[str, str | float] = {}
-    for column in COLUMNS[1:]:
+    for column in kind.all[1:]:
         if not (text := cells.get(column, "").strip()):
             continue
-        value = text if column in TEXTS else _number(column, text)
+        value = text if column in kind.texts else kind.number(column, text)
         if value is None:
-            kind = "0 or 1" if column in FLAGS else "a whole number" if column in INTEGERS else "a number"
-            above = "" if column in FLAGS else " above 0"
-            wrong.append(_problem(header, row, column, f"{shown(text)}; {kind}{above} is expected"))
+            what = "0 or 1" if column in FLAGS else "a whole number" if column in kind.integers else "a number"
+            above = "" if column in FLAGS or column in kind.signed else " above 0"
+            wrong.append(_problem(header, row, column, f"{shown(text)}; {what}{above} is expected"))
         else:
             values[column] = value
-    row = Row(row.id, values, row.place)
-    return row, wrong or _contradictions(header, row)
-
-
-def _number(column: str, text: str) -> float | None:
-    """The number of a cell, None where it is none that the column can hold."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    if not math.isfinite(value) or (column in INTEGERS and value != int(value)):
-        return None
-    good = value in (0, 1) if column in FLAGS else value > 0
-    return value if good else None
+    row = Row(row.id, {**values, **kind.derived(values)}, row.place)
+    return row, wrong or kind.contradictions(header, row)
 
 
 def _contradictions(header: Sequence[str], row: Row) -> list[Problem]:
@@ -156,3 +186,24 @@ def _contradictions(header: Sequence[str], row: Row) -> list[Problem]:
 def _problem(header: Sequence[str], row: Row, column: str, message: str) -> Problem:
     place = Place(row.place.file, row.place.line, header.index(column) + 1)
     return Problem.at(place, f"row {row.id or '?'}, column {column}: {message}")
+
+
+def _degrees_of_a_pipeline(header: Sequence[str], row: Row) -> list[Problem]:
+    """Degrees that are all stated and do not multiply to the GPUs."""
+    gpus, tp, pp, dp = (row.integer(column) for column in ("gpus", "tp", "pp", "dp"))
+    if gpus and tp and pp and dp and tp * pp * dp != gpus:
+        return [_problem(header, row, "gpus", f"{gpus} contradicts tp {tp} x pp {pp} x dp {dp} = {tp * pp * dp}")]
+    return []
+
+
+TRAINING = Columns("training.csv", TEXTS, INTEGERS, NUMBERS, ("family", "score_time"), _contradictions)
+PIPELINE = Columns(
+    "pipeline.csv",
+    texts=("source", "table", "model", "vocab", "gpu", "schedule", "metric", "unit", "notes"),
+    integers=("layers", "hidden", "heads", "seq", "gpus", "pp", "vp", "tp", "dp", "micro_batch", "num_micro"),
+    numbers=("params_b", "value"),
+    marks=("metric", "num_micro"),
+    contradictions=_degrees_of_a_pipeline,
+    signed=("value",),
+    derived=papers.derived,
+)

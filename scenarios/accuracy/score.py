@@ -14,8 +14,9 @@ from statistics import median
 from typing import Any
 
 from placement.memory import DEVICE_OVERHEAD_BYTES
-from scenarios.accuracy import measured, metrics
+from scenarios.accuracy import measured, metrics, schedule_score
 from scenarios.accuracy.exceptions import FILTERS, exception_of
+from scenarios.accuracy.papers import SPEEDS
 from scenarios.accuracy.predict import Outcome, Predicted, configuration
 from scenarios.accuracy.rows import Row
 
@@ -31,7 +32,7 @@ class Scored:
     """One measured value against its prediction (the median of a range, with its ends)."""
 
     row: Row
-    metric: str  # tokens_per_s_per_gpu, converted_..., allocated_bytes, reserved_bytes, device_bytes
+    metric: str  # tokens_per_s_per_gpu, converted_..., allocated_bytes, ...; of a schedule: as its paper names it
     measured: float
     predicted: float
     low: float
@@ -46,6 +47,17 @@ class Scored:
         return self.predicted / self.measured - 1.0
 
     @property
+    def memory(self) -> str:
+        """Which peak it is: "allocated", "reserved" or "device"; "" for a speed."""
+        if self.metric == schedule_score.MEMORY:
+            return self.row.text("memory_basis")
+        return self.metric.removesuffix("_bytes") if self.metric.endswith("_bytes") else ""
+
+    @property
+    def is_speed(self) -> bool:
+        return self.metric == SPEED or self.metric in SPEEDS
+
+    @property
     def hit(self) -> bool:
         return self.low <= self.measured <= self.high
 
@@ -55,6 +67,8 @@ def score(outcome: Outcome) -> list[Scored]:
     row, imported = outcome.row, outcome.imported
     if imported is None or not outcome.range:
         return []
+    if row.of_schedule:
+        return _of_schedule(outcome, imported.best)
     speeds = [one.tokens_per_s_per_gpu for one in outcome.range]
     found = list[Scored]()
     speed = measured.tokens_per_s_per_gpu(row)
@@ -67,6 +81,20 @@ def score(outcome: Outcome) -> list[Scored]:
     if row.scores_memory:
         found += _memory(outcome)
     return found
+
+
+def _of_schedule(outcome: Outcome, best: bool) -> list[Scored]:
+    """The one value of a row of pipeline.csv, in its own unit; none where it printed no number (out of memory)."""
+    row, value = outcome.row, outcome.row.number("value")
+    convert = schedule_score.converter_of(row)
+    if value is None or convert is None:
+        return []
+    found = [convert(one) for one in outcome.range]
+    found = [max(found)] if best else found
+    if row.scores_memory and row.text("memory_basis") == "reserved":
+        low, high = RESERVED_OVER_ALLOCATED
+        found = [one * factor for one in found for factor in (low, (low + high) / 2, high)]
+    return [_scored(outcome, row.text("metric"), value, found)]
 
 
 def _memory(outcome: Outcome) -> list[Scored]:
@@ -92,7 +120,7 @@ def _scored(outcome: Outcome, metric: str, value: float, predictions: Sequence[f
     middle = median(predictions)
     typical = min(outcome.range, key=lambda one: abs(one.tokens_per_s_per_gpu
                                                      - median(p.tokens_per_s_per_gpu for p in outcome.range)))
-    excepted = exception_of(row, memory=metric.endswith("_bytes"))
+    excepted = exception_of(row, memory=metric.endswith("_bytes") or metric == schedule_score.MEMORY)
     first = outcome.range[0].inputs
     key = (row.family, metric, configuration(first)[:2], first.sequence, first.global_batch, str(first.stack))
     return Scored(row, metric, value, middle, min(predictions), max(predictions), excepted.name if excepted else None,
@@ -204,7 +232,7 @@ def memory_summary(scored: Iterable[Scored]) -> dict[str, Any]:
     """allocated, reserved and device-level peaks by distinct configuration, with the families beneath each."""
     found: dict[str, Any] = {}
     for name in ("allocated", "reserved", "device"):
-        chosen = [one for one in scored if one.metric == f"{name}_bytes" and one.exception is None]
+        chosen = [one for one in scored if one.memory == name and one.exception is None]
         families = sorted({one.row.family for one in chosen})
         found[name] = {
             **summary(chosen, lambda one: one.key),
@@ -218,10 +246,18 @@ def memory_summary(scored: Iterable[Scored]) -> dict[str, Any]:
 def out_of_memory(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     """Fully specified rows that ran and are called out of memory. Rows that offload activations are not judged:
     the core has no input for it yet."""
-    ran = [one for one in outcomes if one.range and one.row.fully_specified and not _offloads(one)]
+    ran = [one for one in outcomes if one.range and one.row.fully_specified and not _offloads(one)
+           and (one.row.scores_time or not one.row.of_schedule)]
     wrong = [one.row.id for one in ran if not one.range[0].fits]
     return {"rows": len(ran), "called_out_of_memory": len(wrong), "share": len(wrong) / len(ran) if ran else None,
             "ids": wrong}
+
+
+def printed_out_of_memory(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    """Rows of pipeline.csv that printed OOM in place of a number, and how many are called so."""
+    printed = [one for one in outcomes if one.range and one.row.of_schedule and "value" not in one.row.values]
+    missed = [one.row.id for one in printed if one.range[0].fits]
+    return {"rows": len(printed), "called_out_of_memory": len(printed) - len(missed), "missed": missed}
 
 
 def _offloads(one: Outcome) -> bool:

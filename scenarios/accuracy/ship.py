@@ -1,6 +1,6 @@
-"""Makes `scenarios/published/training.csv`: the printed figures of a full table, which may be copied.
+"""Makes `scenarios/published/training.csv` and `pipeline.csv`: the printed figures of full tables, which may be copied.
 
-    python -m scenarios.accuracy.ship PATH/TO/training.csv
+    python -m scenarios.accuracy.ship PATH/TO/training.csv PATH/TO/pipeline.csv
 
 Rows out of data files of other repositories (logs, golden values, artifacts) are left out: they stay where they
 are and are read by `whatif accuracy PATH/TO/training.csv`.
@@ -16,7 +16,9 @@ from scenarios.tables import copy_rows
 PRINTED = ("MPT", "NeMo-Bridge-dense", "NeMo-Bridge-finetune", "NeMo-Bridge-moe", "NeMo-longseq",
            "Megatron-Korthikanti", "Megatron-README", "Megatron-SC21", "Korthikanti-memory", "InternEvo",
            "InternEvo-memory", "Llama3-paper", "MaxText")
+ARTIFACT = "artifact"  # the table of pipeline.csv that comes out of a repository's data file
 SHIPPED = Path(__file__).parents[1] / "published" / "training.csv"
+SHIPPED_SCHEDULES = SHIPPED.with_name("pipeline.csv")
 
 
 def ship(source: Path, target: Path = SHIPPED) -> int:
@@ -24,5 +26,13 @@ def ship(source: Path, target: Path = SHIPPED) -> int:
     return copy_rows(source, target, lambda row: row["family"] in PRINTED)
 
 
+def ship_schedules(source: Path, target: Path = SHIPPED_SCHEDULES) -> int:
+    """Copies all rows of pipeline.csv but those of the repository artifact; returns how many."""
+    return copy_rows(source, target, lambda row: row["table"] != ARTIFACT)
+
+
 if __name__ == "__main__":
-    print(f"{ship(Path(sys.argv[1]))} rows written to {SHIPPED.name}")
+    for name in sys.argv[1:]:
+        schedules = Path(name).name == SHIPPED_SCHEDULES.name
+        written = ship_schedules(Path(name)) if schedules else ship(Path(name))
+        print(f"{written} rows of {name} written")

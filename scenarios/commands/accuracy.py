@@ -25,6 +25,7 @@ from scenarios.errors import Place, Problem, ScenarioError
 from simulator import bands
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "training.csv"
+PUBLISHED_SCHEDULES = PUBLISHED.with_name("pipeline.csv")
 
 
 def measure(files: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
@@ -45,7 +46,8 @@ def measure(files: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _read(files: Sequence[str]) -> tuple[list[rows.Row], list[Problem]]:
-    given = [(Path(name), name) for name in files] or [(PUBLISHED, "scenarios/published/training.csv")]
+    shipped = [(path, f"scenarios/published/{path.name}") for path in (PUBLISHED, PUBLISHED_SCHEDULES)]
+    given = [(Path(name), name) for name in files] or shipped
     read = [rows.read(path, name) for path, name in given]
     return [row for one in read for row in one.rows], [problem for one in read for problem in one.problems]
 
@@ -61,6 +63,7 @@ def write_bands(files: Sequence[str], target: Path) -> None:
     """
     check_target("--update-bands", str(target))
     good, _ = _read(files)
+    good = [row for row in good if not row.of_schedule]  # bands are those of whole training runs
     cases = fit.cases(good)
     if not cases:
         raise ScenarioError.at(Place("--update-bands"), "no row is fully specified and to be scored")

@@ -36,7 +36,7 @@ def whatif(*arguments: str | Path) -> Result:
 
 @cache
 def shipped() -> dict[str, Any]:
-    return measure([])[0]
+    return measure([str(PUBLISHED)])[0]
 
 
 # Predicting ----------------------------------------------------------------------------------------------
