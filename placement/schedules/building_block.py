@@ -17,8 +17,10 @@ from functools import partial
 from typing import Any
 
 from placement.schedules.evaluate import evaluate
-from placement.schedules.local_search import improve
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError
+from placement.schedules.search.bounds import lower_bound_s
+from placement.schedules.search.improve import KEPT, improved
+from placement.schedules.search.problem import cost_s, orders_of, problem_of, words_of
 
 Ticks = Sequence[Sequence[float]]  # [ranks][F0, F1, B1, B0], start of a micro-batch's passes, period 6
 SLOTS = (("F", 0), ("F", 1), ("B", 1), ("B", 0))
@@ -26,9 +28,9 @@ PERIOD = 6
 WINDOW = 12  # how far ahead of the next pass another may be taken: two periods
 TRIAL = 3  # micro-batches a rank on which the variants are compared
 TRIED = 12_000  # micro-batches on ranks, over all variants compared
+ROUNDS = 2  # of local search from the best order found
 # what may come early, and at the end, by how often it is the best
 EARLY = (("F", "B"), ("FB", "B"), ("B", "B"), ("", ""), ("F", ""), ("", "B"), ("FB", ""), ("B", ""))
-KEPT = 0.2  # of a rank's passes stay in place in the middle of a run that is to be lengthened
 ROUNDING = 1e-9
 
 Sequences = Sequence[list[tuple[str, int, int]]]  # [ranks] of (kind, chunk, micro-batch)
@@ -196,19 +198,20 @@ class Squeeze:
 
 
 def squeezed(
-    skeletons: Sequence[Skeleton], request: Request, schedule: Schedule, limit: float, least_s: float = 0.0,
-    ready: Sequence[Skeleton] = (), starts: int = 1,
+    skeletons: Sequence[Skeleton], request: Request, schedule: Schedule, limit: float, ready: Sequence[Skeleton] = (),
+    starts: int = 1,
 ) -> Orders:
     """The order with the least span under `limit` of those that the skeletons squeeze into, and of the `ready` ones.
 
     A skeleton gives the F and B passes of every rank for a number of micro-batches (a ready one the whole order). They
     are tried on a run of `TRIAL` p micro-batches, the fewer ways the more passes it has, and judged by their bubble and
-    by how it grows; the `starts` best are bettered by local search unless one has no more bubble than `least_s`.
-    Raises ScheduleError where none fits the limit.
+    by how it grows; the `starts` best are bettered by local search unless one reaches the lower bound. Raises
+    ScheduleError where none fits the limit.
     """
     trial = min(request.micro_batches, TRIAL * request.pipeline)
     more = request.micro_batches - trial
-    short = replace(request, micro_batches=trial)
+    short = replace(request, micro_batches=trial, memory_limit=limit)
+    least_s = least_bubble_s(replace(short, micro_batches=request.micro_batches), schedule)
     found: list[tuple[float, Orders, Callable[[int], Orders]]] = []
     refused = None
     for number, way in enumerate(_ways(skeletons, ready, request, schedule, limit)):
@@ -230,7 +233,7 @@ def squeezed(
     best_s, best, way = found[0]
     if best_s > least_s * (1 + ROUNDING):
         kept = KEPT if more else 0.0
-        better = [improve(orders, schedule, short, limit, kept) for orders in _different(found, starts)]
+        better = _bettered(_different(found, starts), short, schedule, kept)
         best = min(better, key=lambda orders: _long_bubble_s(orders, short, more, schedule))
     if not more:
         return best
@@ -245,6 +248,23 @@ def _different(found: Sequence[tuple[float, Orders, Any]], most: int) -> list[Or
     """The first `most` orders, one of each bubble: orders of equal bubble are mostly the same."""
     bubbles = [bubble_s for bubble_s, _, _ in found]
     return [orders for place, (bubble_s, orders, _) in enumerate(found) if bubble_s not in bubbles[:place]][:most]
+
+
+def _bettered(orders: Sequence[Orders], request: Request, schedule: Schedule, kept: float) -> list[Orders]:
+    """By local search, and the best of them `ROUNDS` times more."""
+    problem = problem_of(request, "span", schedule.stage_of)
+    bound_s, found = lower_bound_s(problem), [words_of(one, problem) for one in orders]
+    found = [improved(words, problem, bound_s, kept=kept) for words in found]
+    for seed in range(2, 2 + ROUNDS):
+        best = min(found, key=lambda words: cost_s(orders_of(words, problem), schedule, problem))
+        found.append(improved(best, problem, bound_s, kept=kept, seed=seed))
+    return [orders_of(words, problem) for words in found]
+
+
+def least_bubble_s(request: Request, schedule: Schedule) -> float:
+    """The bubble that no order has less of within its longest span, under `request.memory_limit`."""
+    problem = problem_of(request, "span", schedule.stage_of)
+    return max(lower_bound_s(problem) - problem.busy_s(0), 0.0)
 
 
 def _ways(

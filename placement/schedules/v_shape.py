@@ -105,16 +105,7 @@ def _from_block(
     skeletons: list[Skeleton] = [
         *others, partial(block_sequences, ticks(p)), *(partial(block_sequences, one(p)) for one in ready)
     ]
-    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit),
-                    [partial(block_orders, one(p)) for one in ready], starts=2)
-
-
-def _least_bubble_s(request: Request, limit: float) -> float:
-    """The paper's lower bound, (6 p - 3 limit - 1) ticks, where all passes are equal and hops take no time; else 0."""
-    times, p = request.times, request.pipeline
-    if times.latency_s or not times.forward_s == times.backward_s == times.weight_s:
-        return 0.0
-    return max(6.0 * p - 3.0 * min(limit, 2.0 * p) - 1.0, 0.0) * times.forward_s
+    return squeezed(skeletons, counted, schedule, limit, [partial(block_orders, one(p)) for one in ready], starts=2)
 
 
 def zbv_order(request: Request) -> Orders:
@@ -215,7 +206,7 @@ def _best(request: Request, schedule: Schedule, counted: Request) -> Orders:
         skeletons.insert(0, partial(_zbv_skeleton, p))
     skeletons.append(partial(_one_at_a_time, p))
     ready = [partial(block_orders, v_half_spread_ticks(p))]
-    return squeezed(skeletons, counted, schedule, limit, _least_bubble_s(request, limit), ready, starts=4)
+    return squeezed(skeletons, counted, schedule, limit, ready, starts=4)
 
 
 def _v(name: str, title: str, source: str, order: Any, peak: Any, law: str) -> Schedule:

@@ -16,7 +16,8 @@ from placement.schedules import Request, ScheduleError, Times, evaluate
 from placement.schedules.search import exact, modular
 from placement.schedules.search.auto import Found, applicable, auto
 from placement.schedules.search.bounds import lower_bound_s
-from placement.schedules.search.improve import Player, improved
+from placement.schedules.search.improve import improved
+from placement.schedules.search.player import Player
 from placement.schedules.search.problem import (
     Problem,
     Words,
@@ -238,10 +239,10 @@ def test_local_search_betters_the_greedy_and_never_worsens() -> None:
         asked = request(4, 8, limit, times=times)
         problem = problem_of(asked)
         greedy = words_of(schedules.get("zb-1p").order(asked), problem)
-        better = improved(greedy, problem, 0.0, 300_000)
+        better = improved(greedy, problem, 0.0, 12_000_000)
         assert fits(better, problem)
         assert slow_cost_s(better, problem) <= min(slow_cost_s(greedy, problem), most)
-        assert improved(greedy, problem, 0.0, 300_000) == better
+        assert improved(greedy, problem, 0.0, 12_000_000) == better
 
 
 def test_player_of_words_equals_the_evaluation() -> None:
@@ -286,7 +287,7 @@ def test_periodic_search_beats_the_published_greedy_of_v_min() -> None:
 def test_small_settings_in_little_memory_are_closed_by_the_programme(limit: int) -> None:
     """No order of (4, 8) was closed by HiGHS or CBC without windows in 40 s (reference notes, section 6). The programme
     starts from the bound and the order of the local search, and asks for a better one."""
-    found = auto(request(4, 8, limit), work=300_000)
+    found = auto(request(4, 8, limit), work=12_000_000)
     assert found.optimal
     again = exact.solved(problem_of(request(4, 8, limit)), found.cost_s + 1, 0.0)
     assert again.words is not None

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from placement.schedules.building_block import lengthened
 from placement.schedules.order import Orders, Request, Schedule, ScheduleError, looped, v_shaped
 from placement.schedules.search import exact, fill, modular
 from placement.schedules.search.bounds import lower_bound_s
-from placement.schedules.search.improve import WORK, Player, Score, improved
+from placement.schedules.search.improve import KEPT, WORK, improved
+from placement.schedules.search.player import Player, Score
 from placement.schedules.search.problem import (
     ROUNDING,
     Problem,
@@ -100,7 +102,7 @@ def auto(
 ) -> Found:
     """The best order found in any placement of `request.chunks` chunks a rank.
 
-    `*_s` [stages] replace the request's times, `limits` [ranks] its memory limit; `work` bounds the local search, in
+    `*_s` [stages] replace the request's times, `limits` [ranks] its memory limit; `work` bounds each local search, in
     passes played; if not `thorough`, nothing that takes seconds is asked; `placements` are all there are unless given.
     Raises ScheduleError for a limit that no order keeps, with the rank and the least that works.
     """
@@ -208,11 +210,11 @@ class _Search:
             if one.recipe is not None:
                 self.fill(one.recipe)
         if not found.reached:
-            found.better()
+            found.better(KEPT)
         for one in found.first(STARTS):
-            longer = lengthened(one.words, self.problem, self.problem.micro_batches - few)
+            longer = lengthened(orders_of(one.words, found.problem), self.problem.micro_batches - few)
             if longer is not None:
-                self.add(one.name, longer)
+                self.add(one.name, words_of(longer, self.problem))
         self.add("one micro-batch after another", fill.serial(self.problem))
 
     def first(self, count: int) -> list[_Candidate]:
@@ -222,12 +224,12 @@ class _Search:
             found.setdefault(one.score, one)
         return list(found.values())[:count]
 
-    def better(self) -> None:
-        """Local search from the best few, the work shared among them."""
+    def better(self, kept: float = 0.0) -> None:
+        """Local search from the best few."""
         starts = [one for one in self.first(STARTS) if one not in self.bettered]
         self.bettered += starts
         for one in starts:
-            words = improved(one.words, self.problem, self.bound_s, self.work // len(starts))
+            words = improved(one.words, self.problem, self.bound_s, self.work, kept)
             if words != one.words:
                 self.add(f"{one.name.removesuffix(IMPROVED)}{IMPROVED}", words)
                 self.bettered.append(self.candidates[-1])
@@ -290,16 +292,3 @@ def _placed(problem: Problem) -> str:
     if problem.chunks == 1 or problem.pipeline == 1:
         return ""
     return ", V placement" if problem.stage_of is v_shaped else ", looped placement"
-
-
-def lengthened(words: Words, problem: Problem, more: int) -> Words | None:
-    """The words with each rank's period nearest its middle repeated `more` times; None where a rank has none."""
-    size = 3 * problem.chunks
-    result = []
-    for word in words:
-        starts = sorted(range(len(word) - size + 1), key=lambda i: abs(2 * i + size - len(word)))
-        start = next((i for i in starts if len(set(word[i:i + size])) == size), None)
-        if start is None:
-            return None
-        result.append(word[:start] + word[start:start + size] * more + word[start:])
-    return result

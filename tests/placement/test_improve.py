@@ -1,18 +1,26 @@
-"""Local search: never worse, within the limit, the same bits compiled or not, the optimum where one can be counted."""
+"""Local search over orders: never worse, within the limit, the same bits compiled or not, the optimum where one can be counted."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from placement import schedules
-from placement.schedules import Orders, Pass, Request, ScheduleError, Times, evaluate, local_search
-from placement.schedules.local_search import improve
+from placement.schedules import Orders, Pass, Request, ScheduleError, Times, evaluate
+from placement.schedules.search.improve import LEAST_MOVES, improved
+from placement.schedules.search.problem import orders_of, problem_of, words_of
 
 SPLIT = schedules.get("zb-h1")
+
+
+def improve(orders: Orders, request: Request, limit: float, **options: Any) -> Orders:
+    problem = problem_of(replace(request, memory_limit=limit), "span", SPLIT.stage_of)
+    return orders_of(improved(words_of(orders, problem), problem, 0.0, **options), problem)
 
 
 def rank_orders(micro_batches: int, limit: float) -> Iterator[list[Pass]]:
@@ -43,7 +51,7 @@ def least_span(p: int, m: int, times: tuple[float, float, float], limit: float) 
 def test_two_ranks_and_two_micro_batches_against_every_order(times: tuple[float, float, float], limit: float) -> None:
     request = Request(2, 2, times=Times(*times), weight_share=1.0)
     one_by_one: Orders = [[Pass(kind, 0, j) for j in range(2) for kind in "FBW"] for _ in range(2)]
-    found = evaluate(improve(one_by_one, SPLIT, request, limit), SPLIT, *times)
+    found = evaluate(improve(one_by_one, request, limit), SPLIT, *times)
     assert found.span_s == least_span(2, 2, times, limit)
     assert found.peak.max() <= limit
 
@@ -56,25 +64,24 @@ def test_never_worse_and_within_the_limit() -> None:
         start = SPLIT.generate(p, m)
         memory = {"F": 1.0, "B": -0.5, "W": -0.5}
         before = evaluate(start, SPLIT, *times, 0.2, memory)
-        after = evaluate(improve(start, SPLIT, request, float(p)), SPLIT, *times, 0.2, memory)
+        after = evaluate(improve(start, request, float(p)), SPLIT, *times, 0.2, memory)
         assert after.span_s <= before.span_s
         assert after.peak.max() <= p
 
 
-def test_compiled_and_plain_find_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_and_plain_find_the_same_order() -> None:
     pytest.importorskip("numba", reason="the extra 'fast' is not installed")
-    monkeypatch.setattr(local_search, "MOST_MOVES", 3_000)
-    monkeypatch.setattr(local_search, "LEAST_MOVES", 1_000)
     request = Request(3, 6, times=Times(3.1, 4.2, 2.3, 0.4))
     start: Orders = [[Pass(kind, 0, j) for j in range(6) for kind in "FBW"] for _ in range(3)]
-    found = [improve(start, SPLIT, request, 3.0, compiled=compiled) for compiled in (True, False)]
+    work = LEAST_MOVES * sum(len(passes) for passes in start)
+    found = [improve(start, request, 3.0, work=work, compiled=compiled) for compiled in (True, False)]
     assert found[0] == found[1] != start
 
 
 def test_passes_in_the_middle_stay() -> None:
     request = Request(3, 12, times=Times(3.1, 4.2, 2.3, 0.4))
     start = SPLIT.generate(3, 12)
-    found = improve(start, SPLIT, request, 6.0, kept=0.5)
+    found = improve(start, request, 6.0, kept=0.5)
     assert found != start
     for before, after in zip(start, found, strict=True):
         quarter = len(before) // 4
