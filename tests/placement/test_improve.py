@@ -1,4 +1,4 @@
-"""Local search over orders: never worse, within the limit, the same bits compiled or not, the optimum where one can be counted."""
+"""Local search over orders: never worse, within the limit, to the optimum of tiny cases, the same bits compiled."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Found:
 
     @property
     def proof(self) -> str:
-        return "optimal" if self.optimal else "open"
+        return "optimal" if self.optimal else "none"
 
 
 @dataclass(frozen=True)
