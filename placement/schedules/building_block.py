@@ -199,14 +199,15 @@ class Squeeze:
 
 def squeezed(
     skeletons: Sequence[Skeleton], request: Request, schedule: Schedule, limit: float, ready: Sequence[Skeleton] = (),
-    starts: int = 1,
+    hand_made: Sequence[Skeleton] = (), starts: int = 1,
 ) -> Orders:
     """The order with the least span under `limit` of those that the skeletons squeeze into, and of the `ready` ones.
 
-    A skeleton gives the F and B passes of every rank for a number of micro-batches (a ready one the whole order). They
-    are tried on a run of `TRIAL` p micro-batches, the fewer ways the more passes it has, and judged by their bubble and
-    by how it grows; the `starts` best are bettered by local search unless one reaches the lower bound. Raises
-    ScheduleError where none fits the limit.
+    A skeleton gives the F and B passes of every rank for a number of micro-batches, a ready one the whole order; a
+    hand-made one is first taken in its own order, without anything early. They are tried on a run of `TRIAL` p
+    micro-batches, the fewer ways the more passes it has, and judged by their bubble and by how it grows; the `starts`
+    best are bettered by local search unless one reaches the lower bound. Raises ScheduleError where none fits the
+    limit.
     """
     trial = min(request.micro_batches, TRIAL * request.pipeline)
     more = request.micro_batches - trial
@@ -214,7 +215,7 @@ def squeezed(
     least_s = least_bubble_s(replace(short, micro_batches=request.micro_batches), schedule)
     found: list[tuple[float, Orders, Callable[[int], Orders]]] = []
     refused = None
-    for number, way in enumerate(_ways(skeletons, ready, request, schedule, limit)):
+    for number, way in enumerate(_ways(skeletons, ready, hand_made, request, schedule, limit)):
         if found and number * trial * request.pipeline > TRIED:
             break
         try:
@@ -268,13 +269,17 @@ def least_bubble_s(request: Request, schedule: Schedule) -> float:
 
 
 def _ways(
-    skeletons: Sequence[Skeleton], ready: Sequence[Skeleton], request: Request, schedule: Schedule, limit: float
+    skeletons: Sequence[Skeleton], ready: Sequence[Skeleton], hand_made: Sequence[Skeleton], request: Request,
+    schedule: Schedule, limit: float,
 ) -> list[Callable[[int], Orders]]:
     """Orders for a number of micro-batches, those first that are the best most often."""
-    ways = [[partial(_squeezed, skeleton, request, schedule, limit, *early) for skeleton in skeletons]
-            for early in EARLY]
+    def ways(of: Sequence[Skeleton], early: tuple[str, str]) -> list[Callable[[int], Orders]]:
+        return [partial(_squeezed, skeleton, request, schedule, limit, *early) for skeleton in of]
+
     as_they_are = [partial(_within, orders, request, schedule, limit) for orders in ready]
-    return [*ways[0], *as_they_are, *(way for of_early in ways[1:] for way in of_early)]
+    others = [way for early in EARLY[1:] for way in ways(skeletons, early)]
+    changed = [way for early in EARLY if any(early) for way in ways(hand_made, early)]
+    return [*ways(hand_made, ("", "")), *ways(skeletons, EARLY[0]), *as_they_are, *changed, *others]
 
 
 def _squeezed(

@@ -26,6 +26,7 @@ from placement.schedules.building_block import (
     Ticks,
     block_orders,
     block_sequences,
+    span_bubble_s,
     squeezed,
 )
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, v_shaped
@@ -85,16 +86,14 @@ def v_half_order(request: Request) -> Orders:
 
 def v_zb_order(request: Request) -> Orders:
     """With the hand-made ZBV among what is squeezed: where the block alone leaves a bubble in a ramp, it does not."""
-    p = request.pipeline
-    hand_made: list[Skeleton] = [partial(_zbv_skeleton, p)] if request.micro_batches >= 2 * p - 1 else []
-    return _from_block(V_ZB, v_zb_ticks, v_zb_peak, request, hand_made)
+    return _from_block(V_ZB, v_zb_ticks, v_zb_peak, request, hand_made=_hand_made(request))
 
 
 def _from_block(
     schedule: Schedule, ticks: Callable[[int], Ticks], law: Any, request: Request,
-    others: Sequence[Skeleton] = (), ready: Sequence[Callable[[int], Ticks]] = (),
+    ready: Sequence[Callable[[int], Ticks]] = (), hand_made: Sequence[Skeleton] = (),
 ) -> Orders:
-    """`others` are squeezed too; the blocks of `ready` also stand as they are."""
+    """The blocks of `ready` are squeezed too, and also stand as they are."""
     p, m = request.pipeline, request.micro_batches
     least = float(law(p, 0, m, 2))
     limit = least if request.memory_limit is None else request.memory_limit
@@ -102,10 +101,15 @@ def _from_block(
         raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small on {p} "
                             f"ranks; the least that works is {least:g}")
     counted = replace(request, weight_share=1.0)  # whole chunks from F to W, as the paper does
-    skeletons: list[Skeleton] = [
-        *others, partial(block_sequences, ticks(p)), *(partial(block_sequences, one(p)) for one in ready)
-    ]
-    return squeezed(skeletons, counted, schedule, limit, [partial(block_orders, one(p)) for one in ready], starts=2)
+    skeletons = [partial(block_sequences, one(p)) for one in (ticks, *ready)]
+    as_they_are = [partial(block_orders, one(p)) for one in ready]
+    return squeezed(skeletons, counted, schedule, limit, as_they_are, hand_made, starts=2)
+
+
+def _hand_made(request: Request) -> list[Skeleton]:
+    """ZBV's F and B, where there are micro-batches enough for it."""
+    p = request.pipeline
+    return [partial(_zbv_skeleton, p)] if request.micro_batches >= 2 * p - 1 else []
 
 
 def zbv_order(request: Request) -> Orders:
@@ -180,11 +184,19 @@ def _blocks(p: int, limit: float) -> list[Ticks]:
 
 
 def adaptive_order(request: Request) -> Orders:
-    """The best of the blocks under `memory_limit` chunk activations (2 p unless said).
+    """The best of the blocks under `memory_limit` chunk activations (2 p unless said), and no worse than the largest of
+    V-Min, V-Half and V-ZB that fits.
 
     Raises ScheduleError for a limit below 2, which none can have.
     """
-    return _best(request, V_ADAPTIVE, replace(request, weight_share=1.0))
+    counted = replace(request, weight_share=1.0)
+    found = [_best(request, V_ADAPTIVE, counted)]
+    limit = 2.0 * request.pipeline if request.memory_limit is None else request.memory_limit
+    for order, law in ((v_zb_order, v_zb_peak), (v_half_order, v_half_peak), (v_min_order, v_min_peak)):
+        if law(request.pipeline, 0, request.micro_batches, 2) <= limit:
+            found.append(order(replace(request, memory_limit=limit)))
+            break
+    return min(found, key=lambda one: span_bubble_s(one, counted, V_ADAPTIVE))
 
 
 def zbv_auto_order(request: Request) -> Orders:
@@ -193,20 +205,18 @@ def zbv_auto_order(request: Request) -> Orders:
 
 
 def _best(request: Request, schedule: Schedule, counted: Request) -> Orders:
-    p, m = request.pipeline, request.micro_batches
+    p = request.pipeline
     limit = 2.0 * p if request.memory_limit is None else request.memory_limit
     if limit < 2:
         raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small: rank 0 "
                             "holds both chunks of a micro-batch at once; the least that works is 2")
-    skeletons: list[Skeleton] = [
+    skeletons = [
         partial(block_sequences, ticks)
         for ticks in (v_min_ticks(p), v_half_ticks(p), v_half_spread_ticks(p), v_zb_ticks(p), *_blocks(p, limit))
     ]
-    if m >= 2 * p - 1:
-        skeletons.insert(0, partial(_zbv_skeleton, p))
-    skeletons.append(partial(_one_at_a_time, p))
     ready = [partial(block_orders, v_half_spread_ticks(p))]
-    return squeezed(skeletons, counted, schedule, limit, ready, starts=4)
+    others: list[Skeleton] = [*skeletons, partial(_one_at_a_time, p)]
+    return squeezed(others, counted, schedule, limit, ready, _hand_made(request), starts=4)
 
 
 def _v(name: str, title: str, source: str, order: Any, peak: Any, law: str) -> Schedule:
