@@ -28,6 +28,7 @@ class Paper:
     vocabulary: int | None = None
     tied: bool = False
     positions: int | None = None  # None: the sequence
+    sequences: tuple[int, ...] = ()  # what a blank sequence may be
     sharding: str = "ddp"
     memory: str = "allocated"
     short_ends: bool = False
@@ -67,8 +68,9 @@ PAPERS = (
     Paper(
         "ControllableMemory", r"2405\.15362|Controllable Memory", {**_MEGATRON, "attention": "flash-2"},
         "sail-sg/zero-bubble-pipeline-parallelism, branch main, examples/pretrain_zero_bubble.sh: fp16, flash "
-        "attention, untied embeddings, post-validation; vocabulary as in arXiv 2401.10241, by the same authors",
-        vocabulary=32_000, sharding="zero-1", short_ends=True, barrier=False,
+        "attention, untied embeddings, post-validation; vocabulary as in arXiv 2401.10241, by the same authors; "
+        "table 4 does not print its sequence, which may be any of table 3",
+        sequences=(1024, 3072), vocabulary=32_000, sharding="zero-1", short_ends=True, barrier=False,
     ),
     Paper(
         "Megatron-SC21", r"2104\.04473", {"name": "megatron-lm-2022"},

@@ -43,6 +43,9 @@ def scenarios_of(row: Row) -> tuple[tuple[TrainingInputs, ...], tuple[str, ...]]
         raise NotExpressible(f"source {row.text('source')!r}: not known what it ran with")
     if reason := paper.not_of_a_step.get(row.text("table")):
         raise NotExpressible(reason)
+    if row.integer("seq") is None and paper.sequences:
+        each = [replace(row, values={**row.values, "seq": float(sequence)}) for sequence in paper.sequences]
+        return tuple(one for stated in each for one in scenarios_of(stated)[0]), ("seq",)
     for column in NEEDED:
         if row.integer(column) is None:
             raise NotExpressible(f"column {column} is blank")

@@ -23,6 +23,7 @@ from scenarios.commands.accuracy import PUBLISHED_SCHEDULES
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "published" / "pipeline.csv"
 EXPRESSIBLE = {"ZeroBubble-T4": 48, "ZeroBubble-T7": 4, "ZeroBubble-T8": 24, "ZeroBubble-T9": 24,
                "VocabularyParallelism-T5": 120, "VocabularyParallelism-T6": 48, "ControllableMemory-T3": 12,
+               "ControllableMemory-T4": 5,
                "Megatron-SC21-T1": 10, "Megatron-SC21-T2": 12}
 
 
