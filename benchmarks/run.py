@@ -88,20 +88,26 @@ def players() -> list[tuple[str, str]]:
 
 def schedules() -> list[tuple[str, str]]:
     """Playing and generating pipeline schedules alone."""
-    from placement.schedules import get
+    from placement.schedules import Request, Times, get
     from placement.schedules.layout import durations, layout
     from placement.schedules.play import earliest_times
+    from placement.schedules.search.auto import auto
 
     schedule = get("interleaved-1f1b")
     found = layout(schedule.generate(32, 1024, 8), schedule)
     seconds, lag_s = durations(found, {"F": 1.0, "B": 2.0}), found.hop * 0.1
     columns = (found.order, found.previous, found.dependency_offsets, found.dependency_task, lag_s, seconds)
     played_s = best_s(lambda: earliest_times(*columns, compiled=True))
-    made_s = {name: best_s(lambda name=name: get(name).generate(32, 256), 3) for name in ("v-half", "zb-2p")}
+    asked = {name: Request(32, 256, get(name).least_chunks) for name in ("v-half", "zb-2p")}
+    made_s = {name: best_s(lambda name=name: get(name).order(asked[name]), 3) for name in asked}
     rate = len(found.kind) / played_s / 1e6
+    small = Request(4, 8, times=Times(10, 11, 8, 1), memory_limit=3.0)
+    large = Request(8, 64, 2, memory_limit=10.0, weight_share=1.0)
     return [
         (f"playing {len(found.kind):,} passes, numba", f"{rate:.0f} million passes a second"),
         *((f"generating {name}, p = 32, m = 256", f"{seconds:.2f} s") for name, seconds in made_s.items()),
+        ("an order with its proof, p = 4, m = 8", f"{best_s(lambda: auto(small), 3):.2f} s"),
+        ("an order at its bound, p = 8, m = 64, V", f"{best_s(lambda: auto(large), 3):.2f} s"),
     ]
 
 

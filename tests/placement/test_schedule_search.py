@@ -262,7 +262,7 @@ def test_auto_is_never_worse_than_a_registered_order_under_the_same_limit() -> N
     for p, m, v, limit, times in ((4, 8, 1, 5, Times(3, 5, 2, 1)), (4, 10, 2, 6, Times(2, 3, 1, 0.5)),
                                   (3, 20, 1, 2, Times())):
         asked = request(p, m, limit, v, times)
-        found = auto(asked, work=200_000)
+        found = auto(asked)
         check(found, asked)
         problem = problem_of(asked)
         for name in schedules.names():
@@ -287,7 +287,7 @@ def test_periodic_search_beats_the_published_greedy_of_v_min() -> None:
 def test_small_settings_in_little_memory_are_closed_by_the_programme(limit: int) -> None:
     """No order of (4, 8) was closed by HiGHS or CBC without windows in 40 s (reference notes, section 6). The programme
     starts from the bound and the order of the local search, and asks for a better one."""
-    found = auto(request(4, 8, limit), work=12_000_000)
+    found = auto(request(4, 8, limit))
     assert found.optimal
     again = exact.solved(problem_of(request(4, 8, limit)), found.cost_s + 1, 0.0)
     assert again.words is not None
@@ -298,7 +298,7 @@ def test_small_settings_in_little_memory_are_closed_by_the_programme(limit: int)
 def test_looped_chunks_are_no_slower_than_grouped_interleaving(p: int, m: int, v: int, group: int) -> None:
     """arXiv 2503.01328: peak g (v - 1) + p chunks, bubble 2 (p - 1) + (p - g)(v - 1) chunk ticks at unit times."""
     asked = request(p, m, group * (v - 1) + p, v, Times(), 1.0)
-    found = auto(asked, "makespan", work=200_000)
+    found = auto(asked, "makespan")
     check(found, asked)
     assert found.cost_s <= 3 * m * v + 2 * (p - 1) + (p - group) * (v - 1)
 

@@ -1,9 +1,8 @@
 """The best order that can be found for given times and memory, with a bound, the gap to it and what is proved.
 
 Tried in turn until one reaches the lower bound (`bounds`): the registered schedules of this number of chunks that keep
-the limit; orders filled up from periodic blocks (`modular`) and from plain alternation (`fill`); the best of these
-bettered along their critical paths (`improve`); registered schedules that search themselves; a mixed-integer programme
-(`exact`) where the setting is small.
+the limit; orders filled up from periodic blocks (`modular`) and from plain alternation (`fill`); a mixed-integer
+programme (`exact`) where the setting is small; local search from the best of these (`improve`).
 Long runs are searched on a short one, of which each rank's period in the middle is then repeated. Nothing depends on a
 clock or on chance.
 """
@@ -21,7 +20,7 @@ from placement.schedules.building_block import lengthened
 from placement.schedules.order import Orders, Request, Schedule, ScheduleError, looped, v_shaped
 from placement.schedules.search import exact, fill, modular
 from placement.schedules.search.bounds import lower_bound_s
-from placement.schedules.search.improve import KEPT, WORK, improved
+from placement.schedules.search.improve import KEPT, improved
 from placement.schedules.search.player import Player, Score
 from placement.schedules.search.problem import (
     ROUNDING,
@@ -39,7 +38,7 @@ Placement = Callable[[int, int, int, int], int]
 
 NAME = "auto"
 IMPROVED = ", improved"
-SLOW = ("v-min", "v-half", "v-zb", "v-adaptive", "zbv-auto")  # search themselves, for seconds: asked last
+SLOW = ("v-min", "v-half", "v-zb", "v-adaptive", "zbv-auto")  # search themselves, for seconds where they miss the bound
 SHORT = 3  # micro-batches a rank of the short run that stands for a long one
 LONG_RUN = 4  # micro-batches a rank from which a run is long
 STARTS = 4  # orders that local search starts from
@@ -96,19 +95,18 @@ def auto(
     backward_s: Any = None,
     weight_s: Any = None,
     limits: Any = None,
-    work: int = WORK,
     thorough: bool = True,
     placements: Sequence[Placement] | None = None,
 ) -> Found:
     """The best order found in any placement of `request.chunks` chunks a rank.
 
-    `*_s` [stages] replace the request's times, `limits` [ranks] its memory limit; `work` bounds each local search, in
-    passes played; if not `thorough`, nothing that takes seconds is asked; `placements` are all there are unless given.
+    `*_s` [stages] replace the request's times, `limits` [ranks] its memory limit; if not `thorough`, no generator that
+    searches itself and no programme is asked; `placements` are all there are unless given.
     Raises ScheduleError for a limit that no order keeps, with the rank and the least that works.
     """
     given = {"forward_s": forward_s, "backward_s": backward_s, "weight_s": weight_s, "limits": limits}
     problems = [problem_of(request, objective, stage_of, **given) for stage_of in placements or _placements(request)]
-    searches = [_Search(problem, _scalar(request, problem), work, thorough) for problem in problems]
+    searches = [_Search(problem, _scalar(request, problem), thorough) for problem in problems]
     found: list[Found] = []
     for search in searches:
         if not found or search.bound_s < min(one.cost_s for one in found) * (1 - ROUNDING):
@@ -134,8 +132,8 @@ def _scalar(request: Request, problem: Problem) -> Request:
 class _Search:
     """The candidates of one placement, best first."""
 
-    def __init__(self, problem: Problem, request: Request, work: int, thorough: bool) -> None:
-        self.problem, self.request, self.work, self.thorough = problem, request, work, thorough
+    def __init__(self, problem: Problem, request: Request, thorough: bool) -> None:
+        self.problem, self.request, self.thorough = problem, request, thorough
         self.bound_s = lower_bound_s(problem)
         self.player = Player(problem)
         self.candidates: list[_Candidate] = []
@@ -153,11 +151,9 @@ class _Search:
     def run(self) -> Found:
         problem = self.problem
         long_run = problem.micro_batches > LONG_RUN * problem.pipeline
-        steps = [self.quick, self.short if long_run else self.filled]
-        if self.thorough:
-            steps += [self.proved, self.better, self.slow, self.better, self.proved]
-        else:
-            steps.append(self.better)
+        made = self.short if long_run else self.filled
+        steps = [self.quick, self.slow, made, self.proved, self.better, self.proved] if self.thorough else [
+            self.quick, made, self.better]
         for step in steps:
             if not self.reached:
                 step()
@@ -204,7 +200,7 @@ class _Search:
     def short(self) -> None:
         """A long run from a short one: the ways that filled it best, and its best orders with their middle repeated."""
         few = SHORT * self.problem.pipeline
-        found = _Search(replace(self.problem, micro_batches=few), self.request, self.work, self.thorough)
+        found = _Search(replace(self.problem, micro_batches=few), self.request, self.thorough)
         found.filled()
         for one in found.first(STARTS):
             if one.recipe is not None:
@@ -229,7 +225,7 @@ class _Search:
         starts = [one for one in self.first(STARTS) if one not in self.bettered]
         self.bettered += starts
         for one in starts:
-            words = improved(one.words, self.problem, self.bound_s, self.work, kept)
+            words = improved(one.words, self.problem, self.bound_s, kept=kept)
             if words != one.words:
                 self.add(f"{one.name.removesuffix(IMPROVED)}{IMPROVED}", words)
                 self.bettered.append(self.candidates[-1])

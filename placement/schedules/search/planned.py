@@ -8,12 +8,9 @@ Bubble law: none; the order is played. Memory law: within the limit.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 from placement.schedules.order import Orders, Request, Schedule, looped, v_shaped
 from placement.schedules.search.auto import NAME, auto
-
-WORK = 500_000  # passes played by the local search
 
 
 def stage_of(rank: int, chunk: int, pipeline: int, chunks: int) -> int:
@@ -23,13 +20,9 @@ def stage_of(rank: int, chunk: int, pipeline: int, chunks: int) -> int:
 def planned_order(request: Request) -> Orders:
     """Raises ScheduleError for a limit that no order keeps."""
     most = request.pipeline * request.chunks if request.memory_limit is None else request.memory_limit
-    return [list(passes) for passes in _found(replace(request, memory_limit=float(most)))]
-
-
-@lru_cache(maxsize=64)  # a prediction asks several times
-def _found(request: Request) -> Orders:
     placement = v_shaped if request.chunks == 2 else looped
-    return auto(request, "makespan", work=WORK, thorough=False, placements=[placement]).orders
+    asked = replace(request, memory_limit=float(most))
+    return auto(asked, "makespan", thorough=False, placements=[placement]).orders
 
 
 AUTO = Schedule(NAME, "Found by a search", "bounds, periodic orders and local search", planned_order,
