@@ -10,7 +10,6 @@ does not explain, and a long run repeats the period in its middle.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,13 +18,13 @@ from typing import Any
 from placement.schedules.evaluate import evaluate
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError
 from placement.schedules.search.bounds import lower_bound_s
+from placement.schedules.search.fill import filled
 from placement.schedules.search.improve import KEPT, improved
-from placement.schedules.search.problem import cost_s, orders_of, problem_of, words_of
+from placement.schedules.search.problem import Words, cost_s, orders_of, problem_of, words_of
 
 Ticks = Sequence[Sequence[float]]  # [ranks][F0, F1, B1, B0], start of a micro-batch's passes, period 6
 SLOTS = (("F", 0), ("F", 1), ("B", 1), ("B", 0))
 PERIOD = 6
-WINDOW = 12  # how far ahead of the next pass another may be taken: two periods
 TRIAL = 3  # micro-batches a rank on which the variants are compared
 TRIED = 12_000  # micro-batches on ranks, over all variants compared
 ROUNDS = 2  # of local search from the best order found
@@ -33,16 +32,16 @@ ROUNDS = 2  # of local search from the best order found
 EARLY = (("F", "B"), ("FB", "B"), ("B", "B"), ("", ""), ("F", ""), ("", "B"), ("FB", ""), ("B", ""))
 ROUNDING = 1e-9
 
-Sequences = Sequence[list[tuple[str, int, int]]]  # [ranks] of (kind, chunk, micro-batch)
+CODES = {(kind, chunk): 2 * place + chunk for place, kind in enumerate("FB") for chunk in (0, 1)}
 Skeleton = Callable[[int], Any]  # of a number of micro-batches
 
 
-def block_sequences(ticks: Ticks, micro_batches: int) -> list[list[tuple[str, int, int]]]:
-    """(kind, chunk, micro-batch) of the F and B passes of every rank in the order of their start ticks."""
+def block_words(ticks: Ticks, micro_batches: int) -> Words:
+    """The F and B passes of every rank in the order of their start ticks, as words of codes."""
+    codes = [CODES[slot] for slot in SLOTS]
     return [
-        [(kind, chunk, j) for _, kind, chunk, j in sorted(
-            (tick + PERIOD * j, kind, chunk, j)
-            for tick, (kind, chunk) in zip(of_rank, SLOTS, strict=True) for j in range(micro_batches))]
+        [code for _, code in sorted(
+            (tick + PERIOD * j, code) for tick, code in zip(of_rank, codes, strict=True) for j in range(micro_batches))]
         for of_rank in ticks
     ]
 
@@ -63,138 +62,18 @@ def block_orders(ticks: Ticks, micro_batches: int) -> Orders:
     return result
 
 
-class Squeeze:
-    """Plays F and B sequences forward in time under a memory limit, in chunk activations, with W passes in gaps."""
+def squeeze(
+    words: Words, request: Request, schedule: Schedule, limit: float, early: str = "", early_tail: str = ""
+) -> Orders:
+    """The order that words of F and B fill up to (`placement.schedules.search.fill`) within `limit` chunk activations.
 
-    def __init__(
-        self, sequences: Sequences, request: Request, limit: float, schedule: Schedule, early: str, early_tail: str
-    ) -> None:
-        """`early`: kinds of passes ("", "F", "B", "FB") that may come before the next one, `early_tail` those on a rank
-        that has run all its forwards."""
-        self.sequences, self.request, self.limit = sequences, request, limit
-        self.early, self.early_tail = early, early_tail
-        split = schedule.splits_backward
-        times, ranks, chunks = request.times, len(sequences), request.chunks
-        self.latency_s, self.split = times.latency_s, split
-        whole_s = times.backward_s + (0.0 if split else times.weight_s)
-        self.cost_s = {"F": times.forward_s, "B": whole_s, "W": times.weight_s}
-        self.change = {"F": 1.0, "B": request.weight_share - 1.0 if split else -1.0, "W": -request.weight_share}
-        self.stage = [
-            [schedule.stage_of(rank, chunk, ranks, chunks) for chunk in range(chunks)] for rank in range(ranks)]
-        self.rank_of = {stage: rank for rank, stages in enumerate(self.stage) for stage in stages}
-        self.last = ranks * chunks - 1
-        self.ends: dict[tuple[str, int, int], float] = {}
-        self.head = [0] * ranks
-        self.forwards_left = [sum(kind == "F" for kind, _, _ in sequence) for sequence in sequences]
-        self.taken: list[set[int]] = [set() for _ in range(ranks)]
-        self.weights: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
-        self.next_weight = [0] * ranks
-        self.held, self.busy_s = [0.0] * ranks, [0.0] * ranks
-        self.orders: Orders = [[] for _ in range(ranks)]
-        self.events = [(0.0, rank) for rank in range(ranks)]
-
-    def run(self) -> Orders:
-        """Raises ScheduleError where the limit leaves ranks waiting for each other."""
-        while self.events:
-            now_s, rank = heapq.heappop(self.events)
-            if self.busy_s[rank] <= now_s:
-                self.act(rank, now_s)
-        for rank, sequence in enumerate(self.sequences):
-            if self.head[rank] < len(sequence):
-                kind, chunk, j = sequence[self.head[rank]]
-                raise ScheduleError(f"a memory limit of {self.limit:g} chunk activations is too small: {kind}{j} of "
-                                    f"chunk {chunk} on rank {rank} never fits")
-        return self.orders
-
-    def act(self, rank: int, now_s: float) -> None:
-        choice, ready_s = self.choose(rank, now_s)
-        if choice is not None:
-            kind, chunk, j = self.sequences[rank][choice]
-            if self.held[rank] + self.change[kind] > self.limit + ROUNDING:
-                if self.next_weight[rank] < len(self.weights[rank]):
-                    self.run_weight(rank, now_s)
-                return
-            self.take(rank, choice)
-            self.put(rank, Pass(kind, chunk, j), now_s)
-            return
-        fits = ready_s is None or ready_s >= now_s + self.cost_s["W"] or self.head[rank] == len(self.sequences[rank])
-        if fits and self.next_weight[rank] < len(self.weights[rank]):
-            self.run_weight(rank, now_s)
-
-    def choose(self, rank: int, now_s: float) -> tuple[int | None, float | None]:
-        """(place of the pass to run now, when the next one in order is ready); None where that is not known yet."""
-        sequence, taken = self.sequences[rank], self.taken[rank]
-        place = self.head[rank]
-        if place == len(sequence):
-            return None, None
-        first_s = self.ready_s(rank, sequence[place])
-        if first_s is not None and first_s <= now_s:
-            return place, first_s
-        early = self.early if self.forwards_left[rank] else self.early_tail
-        if not early:
-            return None, first_s
-        waiting = len(self.weights[rank]) - self.next_weight[rank]
-        held = self.held[rank] + waiting * self.change["W"]
-        highest, seen, looked = 0.0, set(), 0
-        while place < len(sequence) and looked < WINDOW:
-            if place not in taken:
-                one = sequence[place]
-                kind, chunk, _ = one
-                if kind in early and (kind, chunk) not in seen:
-                    ready_s = self.ready_s(rank, one)
-                    room = kind == "B" or max(highest, held) + 1 <= self.limit + ROUNDING
-                    if ready_s is not None and ready_s <= now_s and room:
-                        return place, first_s
-                seen.add((kind, chunk))
-                held += 1 if kind == "F" else -1
-                highest = max(highest, held)
-                looked += 1
-            place += 1
-        return None, first_s
-
-    def ready_s(self, rank: int, one: tuple[str, int, int]) -> float | None:
-        kind, chunk, j = one
-        stage = self.stage[rank][chunk]
-        if kind == "F":
-            if stage == 0:
-                return 0.0
-            source = ("F", stage - 1, j)
-        else:
-            source = ("B", stage + 1, j) if stage < self.last else ("F", stage, j)
-        if kind == "B" and ("F", stage, j) not in self.ends:
-            return None
-        end_s = self.ends.get(source)
-        if end_s is None:
-            return None
-        return end_s if self.rank_of[source[1]] == rank else end_s + self.latency_s
-
-    def take(self, rank: int, place: int) -> None:
-        self.forwards_left[rank] -= self.sequences[rank][place][0] == "F"
-        self.taken[rank].add(place)
-        while self.head[rank] in self.taken[rank]:
-            self.taken[rank].remove(self.head[rank])
-            self.head[rank] += 1
-
-    def run_weight(self, rank: int, now_s: float) -> None:
-        chunk, j = self.weights[rank][self.next_weight[rank]]
-        self.next_weight[rank] += 1
-        self.put(rank, Pass("W", chunk, j), now_s)
-
-    def put(self, rank: int, one: Pass, now_s: float) -> None:
-        end_s = now_s + self.cost_s[one.kind]
-        self.busy_s[rank] = end_s
-        self.orders[rank].append(one)
-        self.held[rank] += self.change[one.kind]
-        heapq.heappush(self.events, (end_s, rank))
-        if one.kind == "W":
-            return
-        if one.kind == "B" and self.split:
-            self.weights[rank].append((one.chunk, one.micro_batch))
-        stage = self.stage[rank][one.chunk]
-        self.ends[one.kind, stage, one.micro_batch] = end_s
-        there = self.rank_of.get(stage + 1 if one.kind == "F" else stage - 1)
-        if there is not None and there != rank:
-            heapq.heappush(self.events, (end_s + self.latency_s, there))
+    Raises ScheduleError where the limit leaves ranks waiting for each other.
+    """
+    problem = problem_of(replace(request, memory_limit=limit), "span", schedule.stage_of)
+    found = filled(words, problem, early, early_tail=early_tail)
+    if found is None:
+        raise ScheduleError(f"a memory limit of {limit:g} chunk activations is too small for this building block")
+    return orders_of(found, problem)
 
 
 def squeezed(
@@ -285,7 +164,7 @@ def _ways(
 def _squeezed(
     skeleton: Skeleton, request: Request, schedule: Schedule, limit: float, early: str, early_tail: str, count: int
 ) -> Orders:
-    return Squeeze(skeleton(count), replace(request, micro_batches=count), limit, schedule, early, early_tail).run()
+    return squeeze(skeleton(count), replace(request, micro_batches=count), schedule, limit, early, early_tail)
 
 
 def _within(orders: Skeleton, request: Request, schedule: Schedule, limit: float, count: int) -> Orders:

@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 
 from placement.schedules.building_block import (
+    CODES,
     PERIOD,
-    Sequences,
+    SLOTS,
     Skeleton,
     Ticks,
     block_orders,
-    block_sequences,
+    block_words,
     span_bubble_s,
     squeezed,
 )
 from placement.schedules.order import Orders, Pass, Request, Schedule, ScheduleError, v_shaped
+from placement.schedules.search.problem import Words
 
 TRIED = 6  # blocks beside the published ones
 
@@ -101,7 +103,7 @@ def _from_block(
         raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small on {p} "
                             f"ranks; the least that works is {least:g}")
     counted = replace(request, weight_share=1.0)  # whole chunks from F to W, as the paper does
-    skeletons = [partial(block_sequences, one(p)) for one in (ticks, *ready)]
+    skeletons = [partial(block_words, one(p)) for one in (ticks, *ready)]
     as_they_are = [partial(block_orders, one(p)) for one in ready]
     return squeezed(skeletons, counted, schedule, limit, as_they_are, hand_made, starts=2)
 
@@ -148,16 +150,15 @@ def _zbv_rank(p: int, m: int, rank: int) -> list[Pass]:
     return passes
 
 
-def _zbv_skeleton(p: int, micro_batches: int) -> Sequences:
+def _zbv_skeleton(p: int, micro_batches: int) -> Words:
     """F and B of the hand-made order."""
-    return [[(one.kind, one.chunk, one.micro_batch) for one in _zbv_rank(p, micro_batches, rank) if one.kind != "W"]
+    return [[CODES[one.kind, one.chunk] for one in _zbv_rank(p, micro_batches, rank) if one.kind != "W"]
             for rank in range(p)]
 
 
-def _one_at_a_time(p: int, micro_batches: int) -> Sequences:
+def _one_at_a_time(p: int, micro_batches: int) -> Words:
     """One micro-batch there and back, then the next: two chunks are enough for it."""
-    slots = (("F", 0), ("F", 1), ("B", 1), ("B", 0))
-    return [[(kind, chunk, j) for j in range(micro_batches) for kind, chunk in slots] for _ in range(p)]
+    return [[CODES[slot] for slot in SLOTS] * micro_batches for _ in range(p)]
 
 
 def _blocks(p: int, limit: float) -> list[Ticks]:
@@ -211,7 +212,7 @@ def _best(request: Request, schedule: Schedule, counted: Request) -> Orders:
         raise ScheduleError(f"{schedule.name}: a memory limit of {limit:g} chunk activations is too small: rank 0 "
                             "holds both chunks of a micro-batch at once; the least that works is 2")
     skeletons = [
-        partial(block_sequences, ticks)
+        partial(block_words, ticks)
         for ticks in (v_min_ticks(p), v_half_ticks(p), v_half_spread_ticks(p), v_zb_ticks(p), *_blocks(p, limit))
     ]
     ready = [partial(block_orders, v_half_spread_ticks(p))]

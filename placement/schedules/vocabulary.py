@@ -31,10 +31,10 @@ from placement.schedules.building_block import (
     PERIOD,
     ROUNDING,
     TRIAL,
-    Squeeze,
-    block_sequences,
+    block_words,
     lengthened,
     span_bubble_s,
+    squeeze,
 )
 from placement.schedules.evaluate import evaluate
 from placement.schedules.order import Orders, Pass, Request, Schedule, v_shaped
@@ -143,7 +143,7 @@ def _squeezed_v_half(request: Request, barriers: int) -> Orders:
              for first, second, back_second, back_first in v_half_ticks(p)]
     limit = float(min(2 * m, v_half_peak(p, 0, m, 2) + 2 * barriers))
     whole = replace(request, weight_share=1.0)
-    orders = Squeeze(block_sequences(ticks, m), whole, limit, V_HALF, early="F", early_tail="B").run()
+    orders = squeeze(block_words(ticks, m), whole, V_HALF, limit, early="F", early_tail="B")
     times = request.times
     played = evaluate(orders, V_HALF, times.forward_s, times.backward_s, times.weight_s, times.latency_s)
     stops = _stops(orders[0], played.start_s[0], played.end_s[0], request, barriers)

@@ -255,7 +255,7 @@ def test_player_of_words_equals_the_evaluation() -> None:
             words = words_of(schedule.order(asked), problem)
             played = Player(problem).play(words)
             assert played is not None
-            assert Player(problem).score(*played[:2])[0] == slow_cost_s(words, problem)
+            assert Player(problem).score(*played)[0] == slow_cost_s(words, problem)
 
 
 def test_auto_is_never_worse_than_a_registered_order_under_the_same_limit() -> None:

@@ -166,7 +166,7 @@ class _Search:
         if fits(words, self.problem):
             played = self.player.play(words)
             if played is not None:
-                self.candidates.append(_Candidate(self.player.score(*played[:2]), name, words, recipe))
+                self.candidates.append(_Candidate(self.player.score(*played), name, words, recipe))
 
     def quick(self) -> None:
         self.registered([one for one in applicable(self.problem) if one.name not in SLOW])
@@ -193,7 +193,7 @@ class _Search:
         self.add("one micro-batch after another", fill.serial(self.problem))
 
     def fill(self, recipe: _Recipe) -> None:
-        words = fill.filled(recipe.wanted(self.problem), self.problem, recipe.way)
+        words = fill.filled(recipe.wanted(self.problem), self.problem, *recipe.way)
         if words is not None:
             self.add(recipe.name, words, recipe)
 

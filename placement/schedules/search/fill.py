@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 
 from placement.schedules.search.problem import ROUNDING, Problem, Words
 
@@ -21,6 +21,7 @@ SHORTEST_GAP = (1.0, 0.5, 0.0)  # of a weight pass's length, for it to run in a 
 @dataclass
 class _Rank:
     wanted: list[int]
+    forwards: int  # still to run
     taken: set[int] = field(default_factory=set)
     head: int = 0
     busy_until_s: float = 0.0
@@ -30,9 +31,9 @@ class _Rank:
 
 
 class _Filling:
-    def __init__(self, wanted: Words, problem: Problem, early: str, shortest_gap: float) -> None:
-        self.problem, self.early, self.shortest_gap = problem, early, shortest_gap
-        self.ranks = [_Rank(list(of_rank)) for of_rank in wanted]
+    def __init__(self, wanted: Words, problem: Problem, early: str, early_tail: str, shortest_gap: float) -> None:
+        self.problem, self.early, self.early_tail, self.shortest_gap = problem, early, early_tail, shortest_gap
+        self.ranks = [_Rank(list(of_rank), sum(code < problem.chunks for code in of_rank)) for of_rank in wanted]
         self.rank_of_stage = problem.rank_of_stage
         self.hops = [problem.hop_s(stage) for stage in range(problem.stages - 1)]
         self.ends_s: list[list[list[float]]] = [[[] for _ in range(problem.stages)] for _ in range(2)]
@@ -55,6 +56,7 @@ class _Filling:
             if one.weights:
                 self.weight(rank, now_s)
             return
+        shortest_s = self.shortest_gap * weight_s * (1 - ROUNDING)  # a gap of just the pass's length is enough
         code = one.wanted[one.head]
         ready_s = self.ready_s(rank, code)
         fits = code >= self.problem.chunks or one.held + 1 <= self.problem.limit[rank] + ROUNDING
@@ -64,19 +66,21 @@ class _Filling:
         place = self.earlier(rank, now_s)
         if place is not None:
             self.take(rank, place, now_s)
-        elif one.weights and (not fits or ready_s is None or ready_s - now_s >= self.shortest_gap * weight_s):
+        elif one.weights and (not fits or ready_s is None or ready_s - now_s >= shortest_s):
             self.weight(rank, now_s)
 
     def earlier(self, rank: int, now_s: float) -> int | None:
         """A wanted pass behind the next one that can run now without taking the room of those between."""
         one, v = self.ranks[rank], self.problem.chunks
+        early = self.early if one.forwards else self.early_tail
+        if not early:
+            return None
         held = one.held - len(one.weights) * self.problem.weight_share
         highest, seen = held, set()
-        for place in range(one.head, min(one.head + WINDOW, len(one.wanted))):
-            if place in one.taken:
-                continue
+        waiting = (place for place in range(one.head, len(one.wanted)) if place not in one.taken)
+        for place in islice(waiting, WINDOW):
             code = one.wanted[place]
-            if code not in seen and place > one.head and "FB"[code // v] in self.early:
+            if code not in seen and place > one.head and "FB"[code // v] in early:
                 ready_s = self.ready_s(rank, code)
                 room = code >= v or max(highest + 1, one.held + 1) <= self.problem.limit[rank] + ROUNDING
                 if ready_s is not None and ready_s <= now_s and room:
@@ -110,6 +114,7 @@ class _Filling:
             one.head += 1
         kind, chunk = divmod(code, self.problem.chunks)
         stage = self.problem.stage_of_rank[rank][chunk]
+        one.forwards -= kind == 0
         if kind == 1:
             one.weights.append(chunk)
         end_s = self.put(rank, code, self.problem.times[kind][stage], now_s)
@@ -135,9 +140,15 @@ class _Filling:
 WAYS = tuple(product(EARLY, SHORTEST_GAP))
 
 
-def filled(wanted: Words, problem: Problem, way: tuple[str, float]) -> Words | None:
-    """The order that the wanted order of F and B fills up to in one of the `WAYS`; None where it deadlocks."""
-    return _Filling(wanted, problem, *way).run()
+def filled(
+    wanted: Words, problem: Problem, early: str = "", shortest_gap: float = 1.0, early_tail: str | None = None
+) -> Words | None:
+    """The order that the wanted order of F and B fills up to; None where it deadlocks.
+
+    `early`: kinds that may come before the next wanted pass, `early_tail` those on a rank that has run all its forwards
+    (the same unless given). `shortest_gap`: of a weight pass's length, for it to run in a gap.
+    """
+    return _Filling(wanted, problem, early, early if early_tail is None else early_tail, shortest_gap).run()
 
 
 def serial(problem: Problem) -> Words:

@@ -39,16 +39,15 @@ class Player:
         self.count = np.array([problem.micro_batches], dtype=np.int64)
         self.passes = int(self.offsets[-1])
 
-    def play(self, words: Words) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
-        """(starts, ends, place of what each pass waited for last), the words laid end to end; None for a deadlock."""
+    def play(self, words: Words) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """(starts, ends), the words laid end to end; None for a deadlock."""
         nodes = np.array([of_rank[code] for of_rank, word in zip(self.node_of, words, strict=True) for code in word],
                          dtype=np.int64)
         size = len(self.source) * int(self.count[0])
-        outputs = (np.zeros(self.passes), np.zeros(self.passes), np.full(self.passes, -1, dtype=np.int64),
-                   np.full(size, -1, dtype=np.int64))
+        outputs = (np.zeros(self.passes), np.zeros(self.passes), np.full(size, -1, dtype=np.int64))
         inputs = (nodes, self.offsets, self.source, self.own, self.lag_s, self.duration_s, self.count)
-        (start_s, end_s, cause, _), played = call(_play, inputs, outputs, None)
-        return (start_s, end_s, cause) if played == self.passes else None
+        (start_s, end_s, _), played = call(_play, inputs, outputs, None)
+        return (start_s, end_s) if played == self.passes else None
 
     def score(self, start_s: NDArray[Any], end_s: NDArray[Any]) -> Score:
         """(cost, mean of the ranks' ends): what is to be small, and what tells equal costs apart."""
@@ -59,7 +58,7 @@ class Player:
 
 def _play(
     nodes: Any, offsets: Any, source: Any, own: Any, lag_s: Any, duration_s: Any, count: Any,
-    start_s: Any, end_s: Any, cause: Any, place: Any,
+    start_s: Any, end_s: Any, place: Any,
 ) -> int:
     """Ranks in turn run on until what they need is not there; `place` is where each node's passes stand."""
     m = count[0]
@@ -76,9 +75,9 @@ def _play(
             while at < offsets[rank + 1]:
                 node = nodes[at]
                 j = done[node]
-                begin_s, why = 0.0, -1
+                begin_s = 0.0
                 if at > offsets[rank]:
-                    begin_s, why = end_s[at - 1], at - 1
+                    begin_s = end_s[at - 1]
                 before = own[node]
                 if before >= 0:
                     where = place[before * m + j]
@@ -89,10 +88,8 @@ def _play(
                     where = place[before * m + j]
                     if where < 0:
                         break
-                    ready_s = end_s[where] + lag_s[node]
-                    if ready_s > begin_s:
-                        begin_s, why = ready_s, where
-                start_s[at], end_s[at], cause[at] = begin_s, begin_s + duration_s[node], why
+                    begin_s = max(begin_s, end_s[where] + lag_s[node])
+                start_s[at], end_s[at] = begin_s, begin_s + duration_s[node]
                 place[node * m + j] = at
                 done[node] = j + 1
                 at += 1
