@@ -1,11 +1,9 @@
 """Orders from a repeating building block: the start ticks of one micro-batch's passes on each rank, repeated once a
 period, then squeezed (Qi et al. 2024, arXiv 2405.15362, sections 3 and 4).
 
-Squeezing plays the ranks forward in time: each takes the passes in the order of their ticks; while the next one
-is not ready, a later one of the nearest few may come first if memory, counted along the order, still allows all
-between them, and the weight pass of a backward done fills what is left of the gap. Which passes may come first is
-tried out on a short run; the best is bettered by local search where the times leave a bubble that the paper's bound
-does not explain, and a long run repeats the period in its middle.
+Squeezing fills up the order of the ticks by list scheduling (`placement.schedules.search.fill`). Which passes may come
+early is tried out on a short run; the best is bettered by local search where it misses the lower bound, and a long run
+repeats the period in its middle.
 """
 
 from __future__ import annotations
