@@ -7,20 +7,28 @@ message has left: the hop is then part of the pass that makes it, and nothing is
 
 from __future__ import annotations
 
+import numpy as np
+
 from costmodel import collectives, network
+from costmodel.operators import Number
 from placement import schedules
 from placement.passes import Setting, sent_bytes
 
 
-def wire_s(setting: Setting, rank: int) -> float:
+def crosses(setting: Setting, rank: int) -> bool:
+    """Whether the hop from a rank to the next one (the last and the first) leaves the scale-up domain. Plans of one
+    array have equally many accelerators a stage."""
+    plan, domain = setting.plan, setting.cluster.node.scale_up_domain
+    stages, ranks = int(plan.pipeline), int(np.max(plan.tensor * plan.context * plan.data))
+    return rank * ranks // domain != (rank + 1) % stages * ranks // domain
+
+
+def wire_s(setting: Setting, rank: int) -> Number:
     """Seconds of one hop between a rank and the next one (the last and the first), with what the host adds."""
-    plan, cluster = setting.plan, setting.cluster
-    stages = int(plan.pipeline)
-    if stages == 1:
+    if int(setting.plan.pipeline) == 1:
         return 0.0
-    ranks, domain = int(plan.tensor * plan.context * plan.data), cluster.node.scale_up_domain
-    crosses = rank * ranks // domain != (rank + 1) % stages * ranks // domain
-    sent_s = float(collectives.point_to_point_s(sent_bytes(setting), crosses, network.paths(cluster)))
+    paths = network.paths(setting.cluster)
+    sent_s = collectives.point_to_point_s(sent_bytes(setting), crosses(setting, rank), paths)
     return sent_s + setting.stack.host_hop_s * setting.constants.host
 
 
@@ -28,21 +36,28 @@ def blocks(setting: Setting) -> bool:
     return "pipeline" not in setting.stack.overlap
 
 
-def hop_s(setting: Setting, rank: int) -> float:
+def hop_s(setting: Setting, rank: int) -> Number:
     """Seconds between the end of a pass and the start of the one on the next rank that waits for it."""
     return 0.0 if blocks(setting) else wire_s(setting, rank)
 
 
-def sending_s(setting: Setting, stage: int, step: int) -> float:
-    """Seconds by which handing the result of `stage` (in model order) to stage + step makes its pass longer."""
+def sending_rank(setting: Setting, stage: int, step: int) -> int | None:
+    """The rank whose link to the next one carries the result of `stage` (in model order) to stage + step, where that
+    makes the pass longer; None where nothing is sent or the hop is beside compute."""
     plan, last = setting.plan, int(setting.plan.chunks) - 1
     if not blocks(setting) or not 0 <= stage + step <= last:
-        return 0.0
+        return None
     schedule, ranks, chunks = schedules.get(plan.schedule), int(plan.pipeline), int(plan.virtual)
     if schedule.routes > 1:
         chunks = schedule.routes
     rank_of = {schedule.stage_of(rank, chunk, ranks, chunks): rank for rank in range(ranks) for chunk in range(chunks)}
     here, there = rank_of[stage], rank_of[stage + step]
     if here == there:
-        return 0.0
-    return wire_s(setting, here if (here + 1) % ranks == there else there)
+        return None
+    return here if (here + 1) % ranks == there else there
+
+
+def sending_s(setting: Setting, stage: int, step: int) -> Number:
+    """Seconds by which handing the result of `stage` (in model order) to stage + step makes its pass longer."""
+    rank = sending_rank(setting, stage, step)
+    return 0.0 if rank is None else wire_s(setting, rank)

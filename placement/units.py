@@ -7,8 +7,8 @@ carries what one accelerator pays for it: prices of its passes, parameters it ho
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from costmodel.activations import head_bytes, layer_bytes
 from costmodel.architecture import Layer
 from costmodel.kernels import OPERAND_BYTES
 from costmodel.operators import Number, layer_operators
-from placement import schedules
-from placement.hops import sending_s
+from placement import hops, schedules
 from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price, repeated_s
 from placement.plan import layers_of_chunks
 
@@ -164,24 +163,48 @@ def vocabulary_share(setting: Setting) -> Unit:
     )
 
 
-def chunk_units(setting: Setting) -> list[tuple[Unit, ...]]:
+@dataclass(frozen=True)
+class Parts:
+    """What the chunks of a pipeline are put together from: a unit for every kind of layer, and the two ends.
+
+    `joined` units are made once, so that equal ones stay one object in every layout over the same parts.
+    """
+
+    of_layer: Mapping[Layer, Unit]
+    embedding: Unit
+    head: Unit
+    _known: dict[tuple[int, ...], Unit] = field(default_factory=dict)
+
+    def joined(self, units: Sequence[Unit]) -> Unit:
+        key = tuple(id(unit) for unit in units)
+        if key not in self._known:
+            self._known[key] = merged(units)
+        return self._known[key]
+
+
+def parts(setting: Setting) -> Parts:
+    """The parts of a model under a plan; broadcasts over arrays of plans."""
+    of_layer = {layer: _layer_unit(setting, layer) for layer in set(setting.model.layers)}
+    return Parts(of_layer, *_ends(setting))
+
+
+def chunk_units(setting: Setting, made: Parts | None = None) -> list[tuple[Unit, ...]]:
     """The units of every chunk of the pipeline in model order, one a layer; equal layers share one object.
 
     The embedding belongs to the first unit of the first chunk, the head to the last unit of the last chunk, unless
-    the schedule splits both over all ranks.
+    the schedule splits both over all ranks. `made`: the parts, where they are known already.
     """
     split_ends = schedules.get(setting.plan.schedule).barriers > 0
-    model = setting.model
-    of_layer = {layer: _layer_unit(setting, layer) for layer in set(model.layers)}
-    embedding, head = _ends(setting)
-    sizes = layers_of_chunks(len(model.layers), setting.plan)
+    made = parts(setting) if made is None else made
+    layers = setting.model.layers
+    sizes = layers_of_chunks(len(layers), setting.plan)
     result, first = [], 0
     for index, size in enumerate(sizes):
-        units = [of_layer[layer] for layer in model.layers[first : first + size]]
+        units = [made.of_layer[layer] for layer in layers[first : first + size]]
         if index == 0 and not split_ends:
-            units = [merged([embedding, *units[:1]]), *units[1:]]
+            units = [made.joined([made.embedding, *units[:1]]), *units[1:]]
         if index == len(sizes) - 1 and not split_ends:
-            units = [*units[:-1], merged([*units[-1:], head])]
+            units = [*units[:-1], made.joined([*units[-1:], made.head])]
         result.append(units)
         first += size
     return _with_sends(setting, result)
@@ -189,25 +212,37 @@ def chunk_units(setting: Setting) -> list[tuple[Unit, ...]]:
 
 def _with_sends(setting: Setting, chunks: Sequence[Sequence[Unit]]) -> list[tuple[Unit, ...]]:
     """The chunks with the sends that stand in the way of their passes: behind the last unit forward, the first one
-    backward. Equal units stay one object."""
-    known: dict[tuple[int, float, float], Unit] = {}
+    backward. Equal units stay one object: hops differ only in whether they leave the scale-up domain."""
+    if not hops.blocks(setting):
+        return [tuple(units) for units in chunks]
+    known: dict[tuple[int, bool | None, bool | None], Unit] = {}
+    wires: dict[bool | None, Number] = {None: 0.0}
 
-    def longer(unit: Unit, forward_s: float, backward_s: float) -> Unit:
-        if not forward_s and not backward_s:
+    def link(stage: int, step: int) -> bool | None:
+        rank = hops.sending_rank(setting, stage, step)
+        if rank is None:
+            return None
+        crosses = hops.crosses(setting, rank)
+        if crosses not in wires:
+            wires[crosses] = hops.wire_s(setting, rank)
+        return crosses
+
+    def longer(unit: Unit, ahead: bool | None, back: bool | None) -> Unit:
+        if ahead is None and back is None:
             return unit
-        key = (id(unit), forward_s, backward_s)
+        key = (id(unit), ahead, back)
         if key not in known:
             forward, backward = (
-                add(dict(seconds), {"pipeline_communication": sent_s})
-                for seconds, sent_s in ((unit.price.forward, forward_s), (unit.price.backward, backward_s))
+                add(dict(seconds), {"pipeline_communication": wires[sent]})
+                for seconds, sent in ((unit.price.forward, ahead), (unit.price.backward, back))
             )
             known[key] = replace(unit, price=PassPrice(forward, backward, unit.price.weight))
         return known[key]
 
     result = []
     for stage, units in enumerate(chunks):
-        ahead_s, back_s = sending_s(setting, stage, 1), sending_s(setting, stage, -1)
-        sent = [longer(unit, ahead_s if index == len(units) - 1 else 0.0, back_s if index == 0 else 0.0)
+        ahead, back = link(stage, 1), link(stage, -1)
+        sent = [longer(unit, ahead if index == len(units) - 1 else None, back if index == 0 else None)
                 for index, unit in enumerate(units)]
         result.append(tuple(sent))
     return result
