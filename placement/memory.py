@@ -7,8 +7,9 @@ finds the same peak by playing (a test holds them together).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -69,6 +70,35 @@ class StagePeak:
     states: dict[str, Number]
 
 
+def in_flight_bytes(
+    units: Sequence[Unit], in_flight: Number, pipeline: int, virtual: int, micro_batches: Number
+) -> Number:
+    """Activations that a stage holds at most: `in_flight` chunks of their mean size. Logits live as often as the last
+    chunk is in flight."""
+    heads = np.clip(in_flight - (virtual - 1) * pipeline, 1, micro_batches)
+    logits = units[-1].head_bytes
+    kept = sum(unit.saved_bytes for unit in units) - logits
+    return in_flight * kept / virtual + heads * logits
+
+
+def peak_states(
+    chunks: Sequence[ChunkTraffic], resident: Mapping[str, Number], held_bytes: Number
+) -> dict[str, Number]:
+    """What a stage holds at its peak, by state: what is resident, the activations, the largest working set, and the
+    buffers that parameters and gradients pass through."""
+    states = dict(resident)
+    states["activations"] = held_bytes + _largest(chunk.whole.working_bytes for chunk in chunks)
+    flows = [flow for chunk in chunks for flow in chunk.traffic]
+    states["gathered"] = _largest(flow.gathered_bytes for flow in flows) * (2 if len(flows) > 1 else 1)
+    states["gradients"] = states.get("gradients", 0.0) + _largest(flow.gradient_bytes for flow in flows)
+    return states
+
+
+def _largest(values: Iterable[Number]) -> Number:
+    """The largest of numbers that broadcast; equal objects are compared once."""
+    return reduce(np.maximum, {id(value): value for value in values}.values())
+
+
 def stage_peak(
     setting: Setting,
     stage: int,
@@ -80,24 +110,14 @@ def stage_peak(
     """Peak of one stage by the schedule's law: resident + chunks in flight + the largest working set.
 
     `chunks` are those of this stage, `resident` what `resident_bytes` gives for them, `held_bytes` the activations in
-    flight where the order was played. Exact where they are
-    equal; otherwise the chunks in flight are taken at their mean size. Logits live as often as the last chunk is
-    in flight.
+    flight where the order was played. Exact where the chunks are equal.
     """
     plan = setting.plan
     whole = [chunk.whole for chunk in chunks]
-    states = dict(resident_bytes(setting, whole) if resident is None else resident)
-    schedule = schedules.get(plan.schedule)
-    working = max(unit.working_bytes for unit in whole)
     if held_bytes is None:
-        assert schedule.peak_in_flight is not None
-        in_flight = schedule.peak_in_flight(plan.pipeline, stage, micro_batches, plan.virtual)
-        heads = np.clip(in_flight - (plan.virtual - 1) * plan.pipeline, 1, micro_batches)
-        logits = whole[-1].head_bytes
-        kept = sum(unit.saved_bytes for unit in whole) - logits
-        held_bytes = in_flight * kept / plan.virtual + heads * logits
-    states["activations"] = held_bytes + working
-    flows = [flow for chunk in chunks for flow in chunk.traffic]
-    states["gathered"] = max(flow.gathered_bytes for flow in flows) * (2 if len(flows) > 1 else 1)
-    states["gradients"] = states.get("gradients", 0.0) + max(flow.gradient_bytes for flow in flows)
+        law = schedules.get(plan.schedule).peak_in_flight
+        assert law is not None
+        in_flight = law(plan.pipeline, stage, micro_batches, plan.virtual)
+        held_bytes = in_flight_bytes(whole, in_flight, plan.pipeline, plan.virtual, micro_batches)
+    states = peak_states(chunks, resident_bytes(setting, whole) if resident is None else resident, held_bytes)
     return StagePeak(sum(states.values()), states)

@@ -17,14 +17,12 @@ from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes
 from placement.passes import Setting, add
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
-from placement.step import Step, analytic_step
+from placement.step import BUSY, Step, analytic_step
 from simulator import bands, explain
 from simulator.engine import static
 from simulator.inputs import TrainingInputs
 from simulator.timeline import Timeline
 from simulator.training import Lowered, lower
-
-BUSY = ("gemm", "attention", "memory_bound", "quantize", "recompute", "optimizer", "contention")
 
 
 @dataclass(frozen=True)
