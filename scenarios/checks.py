@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from costmodel.architecture import Attention, FeedForward, Model
 from costmodel.hardware import Cluster
 from costmodel.kernels import PEAK_OF_PRECISION
-from placement import schedules
+from placement import divisibility, schedules
 from placement.plan import Plan, PlanError, layers_of_chunks
 from scenarios.build import build_plan
 from scenarios.schema import Scenario
@@ -81,12 +81,12 @@ def _batch(case: _Case) -> Found:
     plan, batch = case.plan, case.batch
     per_step = plan.data * plan.micro_batch
     factors = _product({"data": plan.data, "micro_batch": plan.micro_batch})
-    if batch % per_step:
+    if not divisibility.batch_divides(plan, batch):
         fitting = max(1, round(batch / per_step)) * per_step
         yield ("workload", "global_batch"), f"{batch:,} does not divide by {factors}; {fitting:,} would"
         return
     micro_batches = batch // per_step
-    if schedules.get(plan.schedule).takes_group and plan.pipeline > 1 and micro_batches % plan.pipeline:
+    if not divisibility.groups_divide(plan, batch):
         yield ("plan", "schedule"), (
             f"{plan.schedule} needs micro-batches in whole groups of pipeline {plan.pipeline:,}; a step has "
             f"global_batch {batch:,} / ({factors}) = {micro_batches:,}"
@@ -103,15 +103,17 @@ def _heads(case: _Case) -> Found:
     tensor, name = case.plan.tensor, case.model.name
     for attention in case.attentions:
         heads, kv_heads = attention.heads, attention.kv_heads
-        if heads % tensor:
+        if not divisibility.heads_divide(attention, tensor):
             yield ("plan", "tensor"), (
                 f"{tensor:,} does not divide the {heads} attention heads of {name}; {_divisors(heads)} do"
             )
-        elif attention.kind == "gqa" and kv_heads % tensor and tensor % kv_heads:
+        elif not divisibility.key_value_heads_divide(attention, tensor):
             yield ("plan", "tensor"), (
                 f"{tensor:,} neither divides the {kv_heads} key/value heads of {name} nor the other way round"
             )
-        elif case.plan.context_method == "ulysses" and heads // tensor % case.plan.context:
+        elif case.plan.context_method == "ulysses" and not divisibility.ulysses_heads_divide(
+            attention, tensor, case.plan.context
+        ):
             yield ("plan", "context"), (
                 f"{case.plan.context:,} does not divide the {heads} heads / tensor {tensor:,} = "
                 f"{heads // tensor} that ulysses spreads over the context ranks"
@@ -121,9 +123,11 @@ def _heads(case: _Case) -> Found:
 def _widths(case: _Case) -> Found:
     tensor, expert_tensor = case.plan.tensor, case.plan.expert_tensor
     for part in case.feed_forwards:
-        if not part.experts and part.width % tensor:
+        if divisibility.width_divides(part, tensor, expert_tensor):
+            continue
+        if not part.experts:
             yield ("plan", "tensor"), f"{tensor:,} does not divide feed-forward width {part.width:,}"
-        if part.experts and part.width % expert_tensor:
+        else:
             yield ("plan", "expert_tensor"), f"{expert_tensor:,} does not divide expert width {part.width:,}"
 
 
@@ -134,7 +138,7 @@ def _experts(case: _Case) -> Found:
         if not sparse and degree > 1:
             yield ("plan", key), f"{case.model.name} has no experts to spread; leave {key} out"
     for part in sparse:
-        if part.experts % case.plan.expert:
+        if not divisibility.experts_divide(part, case.plan.expert):
             yield ("plan", "expert"), (
                 f"{case.plan.expert:,} does not divide the {part.experts} experts of {case.model.name}; "
                 f"{_divisors(part.experts)} do"
@@ -145,7 +149,7 @@ def _expert_ranks(case: _Case) -> Found:
     plan = case.plan
     wanted = {"expert": plan.expert, "expert_tensor": plan.expert_tensor}
     ranks = {"data": plan.data, "context": plan.context, "tensor": plan.tensor}
-    if math.prod(ranks.values()) % math.prod(wanted.values()):
+    if not divisibility.expert_ranks_divide(plan):
         yield ("plan", "expert"), f"{_product(wanted)} does not divide {_product(ranks)} ranks of a stage"
 
 
@@ -225,14 +229,8 @@ def _sequence(case: _Case) -> Found:
     if case.model.positions and sequence > case.model.positions:
         learned = f"{case.model.positions:,} learned positions of {case.model.name}"
         yield key, f"{sequence:,} is more than the {learned}"
-    parts = {}
-    if plan.context > 1:
-        parts["context"] = plan.context
-        if plan.context_method != "ulysses":
-            parts["halves of a rank's share"] = 2  # causal attention is balanced by an early and a late half
-    if plan.sequence_parallel and plan.tensor > 1:
-        parts["tensor (sequence_parallel)"] = plan.tensor
-    if sequence % math.prod(parts.values()):
+    if not divisibility.sequence_divides(plan, sequence):
+        parts = {name: int(part) for name, part in divisibility.sequence_parts(plan).items() if part > 1}
         yield key, f"{sequence:,} does not divide by {_product(parts)}"
 
 
