@@ -29,6 +29,8 @@ from reports.table import (
     column,
     figure_text,
     fit_text,
+    in_bytes,
+    in_seconds,
     input_text,
     number,
     plain,
@@ -39,7 +41,18 @@ from reports.table import (
     variant_change,
     words,
 )
-from reports.views import View, embedded, environment, figure_view, linked, table_view
+from reports.views import (
+    View,
+    breakdowns,
+    embedded,
+    environment,
+    figure_view,
+    legend_of,
+    linked,
+    parts_of,
+    parts_table,
+    table_view,
+)
 
 MEMORY_POINTS = 600  # of memory over time that a page draws and carries
 _CARDS = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "model_flops_per_s_per_gpu", "bubble_fraction",
@@ -114,8 +127,8 @@ def _cards(document: Document) -> list[View]:
         elif key == "peak_memory_bytes" and isinstance(value, Mapping) and value:
             tier = "hbm" if "hbm" in value else next(iter(value))
             limit = _capacity(document, tier)
-            others = [f"{words(name)} {_bytes(part)}" for name, part in value.items() if name != tier]
-            note = "; ".join([f"{words(tier)}, of {_bytes(limit[1])}" if limit else words(tier), *others])
+            others = [f"{words(name)} {in_bytes(part)}" for name, part in value.items() if name != tier]
+            note = "; ".join([f"{words(tier)}, of {in_bytes(limit[1])}" if limit else words(tier), *others])
             value = value[tier]
         text = "–" if value is None else figure_text(key, value)
         cards.append({"label": FIGURES[key].label, "value": text,
@@ -147,25 +160,6 @@ def _calibration(document: Document) -> View | None:
             "moved": table_view(heads[1], moved, (0, 3, 4)) if moved else None}
 
 
-def _parts(values: Mapping[str, float], order: Sequence[str]) -> list[charts.Part]:
-    """The parts of a bar in the order of the legend, each marked with its number there."""
-    return [charts.Part(words(name), values[name], charts.style(name, position), str(position + 1))
-            for position, name in enumerate(order) if values.get(name)]
-
-
-def _legend(order: Sequence[str]) -> list[tuple[Markup, str]]:
-    return [(charts.swatch(charts.style(name, position)), f"{position + 1} {words(name)}")
-            for position, name in enumerate(order)]
-
-
-def _seconds(value: float) -> str:
-    return amount(value, "s")
-
-
-def _bytes(value: float) -> str:
-    return amount(value, "B")
-
-
 def _shares(values: Mapping[str, float], unit: str, order: Sequence[str], heading: str) -> View:
     """The open table under a bar: name with its sample, value, share, and the total."""
     total = math.fsum(values.values())
@@ -184,18 +178,11 @@ def _time(document: Document) -> View | None:
         return None
     order = [name for name, _ in by_size(parts)]
     total = math.fsum(parts.values())
-    text = "; ".join(f"{words(n)} {_seconds(parts[n])}" for n in order)
-    bar = charts.stacked_bars([("", _parts(parts, order))], "Where the time of a step goes",
-                              f"{_seconds(total)} in all: {text}.", _seconds)
+    text = "; ".join(f"{words(n)} {in_seconds(parts[n])}" for n in order)
+    bar = charts.stacked_bars([("", parts_of(parts, order))], "Where the time of a step goes",
+                              f"{in_seconds(total)} in all: {text}.", in_seconds)
     return {"figure": figure_view(bar, None), "table": _shares(parts, "s", order, "Part of the step"),
             "by_stage": _time_by_stage(document, order)}
-
-
-def _by_stage_table(rows: Sequence[tuple[str, Mapping[str, float]]], unit: str, order: Sequence[str],
-                    heading: str = "Stage") -> View:
-    cells = [(label, *column([*(values.get(name, 0.0) for name in order), math.fsum(values.values())], unit))
-             for label, values in rows]
-    return table_view((heading, *(words(name) for name in order), "Total"), cells)
 
 
 def _time_by_stage(document: Document, order: Sequence[str]) -> View | None:
@@ -204,9 +191,9 @@ def _time_by_stage(document: Document, order: Sequence[str]) -> View | None:
         return None
     order = [*order, *sorted({name for _, stage in rows for name in stage} - set(order))]
     title = "Time by pipeline stage"
-    chart = charts.stacked_bars([(label, _parts(stage, order)) for label, stage in rows], title,
-                                f"{len(rows)} stages, each with the parts of its time.", _seconds)
-    return figure_view(chart, _by_stage_table(rows, "s", order), _legend(order), title)
+    chart = charts.stacked_bars([(label, parts_of(stage, order)) for label, stage in rows], title,
+                                f"{len(rows)} stages, each with the parts of its time.", in_seconds)
+    return figure_view(chart, parts_table(rows, "s", order), legend_of(order), title)
 
 
 def _pipeline(document: Document) -> View | None:
@@ -222,7 +209,7 @@ def _pipeline(document: Document) -> View | None:
         idle = f"{100 * (1 - busy / makespan):.1f}%" if makespan else ""
         rows.append((str(stage["stage"]), f"{len(stage['tasks']):,}", *times, idle))
     chart = charts.timeline(stages, makespan, "Pipeline timeline",
-                            f"{count:,} tasks on {len(stages)} stages in {_seconds(makespan)}.", _seconds)
+                            f"{count:,} tasks on {len(stages)} stages in {in_seconds(makespan)}.", in_seconds)
     legend = [(charts.swatch(charts.pass_style(kind)), charts.pass_name(kind)) for kind in kinds]
     chunks = max(len({task[2] for task in stage["tasks"]}) for stage in stages)
     caption = ("One row per stage, time from left to right"
@@ -247,12 +234,12 @@ def _memory_over_time(document: Document) -> View | None:
     stage = memory.get("stage")
     where = f"{words(tier)} over time" + ("" if stage is None else f", stage {stage}")
     totals = _totals(states)
-    text = f"From {_bytes(min(totals))} to {_bytes(max(totals))}; stacked from the bottom: "
+    text = f"From {in_bytes(min(totals))} to {in_bytes(max(totals))}; stacked from the bottom: "
     chart = charts.steps_area(times, series, where, text + ", ".join(label for label, _, _ in series) + ".",
-                              _bytes, _seconds, _capacity(document, tier))
+                              in_bytes, in_seconds, _capacity(document, tier))
     samples = [bisect_right(times, times[-1] * step / 12) - 1 for step in range(13)]
     peak = totals.index(max(totals))
-    rows = [(_seconds(times[i]) + (" (peak)" if i == peak else ""),
+    rows = [(in_seconds(times[i]) + (" (peak)" if i == peak else ""),
              *column([*(values[i] for values in states.values()), totals[i]], "B"))
             for i in sorted({*samples, peak})]
     legend = [(charts.swatch(name), label) for label, name, _ in reversed(series)]
@@ -269,14 +256,14 @@ def _memory(document: Document) -> View | None:
     if len(stages) > 1:
         rows = [(str(stage["stage"]), stage.get("states") or {}) for stage in stages]
         title = "Peak memory by pipeline stage"
-        chart = charts.stacked_bars([(label, _parts(states, order)) for label, states in rows], title,
-                                    f"{len(rows)} stages with what lies in them.", _bytes, limit)
-        by_stage = figure_view(chart, _by_stage_table(rows, "B", order), _legend(order), title)
+        chart = charts.stacked_bars([(label, parts_of(states, order)) for label, states in rows], title,
+                                    f"{len(rows)} stages with what lies in them.", in_bytes, limit)
+        by_stage = figure_view(chart, parts_table(rows, "B", order), legend_of(order), title)
     bar = table = None
     if parts:
-        text = ", ".join(f"{words(name)} {_bytes(parts[name])}" for name in order if name in parts)
-        bar = figure_view(charts.stacked_bars([("", _parts(parts, order))], "Memory at the peak", text + ".",
-                                          _bytes, limit), None)
+        text = ", ".join(f"{words(name)} {in_bytes(parts[name])}" for name in order if name in parts)
+        bar = figure_view(charts.stacked_bars([("", parts_of(parts, order))], "Memory at the peak", text + ".",
+                                          in_bytes, limit), None)
         table = _shares(parts, "B", [name for name in order if name in parts], "State")
     over_time = _memory_over_time(document)
     if not (bar or over_time or by_stage):
@@ -292,7 +279,7 @@ def _fit(document: Document) -> View | None:
         return None
     rows = [(plain(change.get("name")), settings(change.get("set")),
              figure_text("peak_memory_bytes", change.get("peak_memory_bytes")),
-             "–" if change.get("step_time_s") is None else _seconds(change["step_time_s"]))
+             "–" if change.get("step_time_s") is None else in_seconds(change["step_time_s"]))
             for change in (document.get("fit") or {}).get("changes") or []]
     return {"text": text, "fits": bool(document["fits"]),
             "changes": table_view(("Change", "Set", "Peak memory", "Step time"), rows, (0, 1)) if rows else None}
@@ -312,7 +299,7 @@ def _roofline(document: Document) -> View | None:
                             f"the ridge lies at {number(peak / bandwidth)} FLOP per byte.",
                             lambda value: amount(value, "FLOP/s"))
     rows = [(f"{position} {plain(op['name'])}", number(op.get("intensity_flop_per_byte") or 0.0),
-             amount(op.get("flops_per_s") or 0.0, "FLOP/s"), _seconds(op.get("time_s") or 0.0),
+             amount(op.get("flops_per_s") or 0.0, "FLOP/s"), in_seconds(op.get("time_s") or 0.0),
              figure_text("bubble_fraction", op.get("share") or 0.0)) for position, op in enumerate(listed, 1)]
     legend = [(charts.swatch("forward"), "● limited by computing"),
               (charts.swatch("backward"), "◆ limited by memory")]
@@ -338,20 +325,8 @@ def _variants(document: Document) -> View | None:
     head = ("Variant", "Set", "Fits", *(FIGURES[key].short or FIGURES[key].label for key in keys))
     table = table_view(head, rows, range(3))
     bars = [(plain(row.get("name")), row["breakdown_s"]) for row in everyone if row.get("breakdown_s")]
-    figure = _breakdowns(bars, "Step time of the variants") if len(bars) > 1 else None
+    figure = breakdowns(bars, "Step time of the variants") if len(bars) > 1 else None
     return {"table": table, "figure": figure}
-
-
-def _breakdowns(rows: Sequence[tuple[str, Mapping[str, float]]], title: str) -> View:
-    """Several step times side by side, each split into its terms."""
-    sums: dict[str, float] = {}
-    for _, parts in rows:
-        sums |= {name: sums.get(name, 0.0) + value for name, value in parts.items()}
-    order = [name for name, _ in by_size(sums)]
-    chart = charts.stacked_bars([(label, _parts(parts, order)) for label, parts in rows], title,
-                                "; ".join(f"{label} {_seconds(math.fsum(p.values()))}" for label, p in rows),
-                                _seconds)
-    return figure_view(chart, _by_stage_table(rows, "s", order, ""), _legend(order), title)
 
 
 def _origin(document: Document) -> View:
@@ -405,7 +380,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         names=names, answers=[plain(answer or "") for answer in comparison["answers"]],
         inputs=table_view(("Input", *names), inputs, range(1 + len(names))),
         outputs=table_view(("Figure", *names), outputs),
-        breakdowns=_breakdowns(bars, "Step times side by side") if len(bars) > 1 else None,
+        breakdowns=breakdowns(bars, "Step times side by side") if len(bars) > 1 else None,
         causes=[_cause(part) for part in comparison["attributions"]], data=embedded(comparison))
 
 
@@ -416,7 +391,7 @@ def _cause(part: Mapping[str, Any]) -> View:
         return {"title": f"{name} against {base}", "text": plain(part["reason"]), "figure": None}
     terms = [(words(term["category"]), term["difference_s"]) for term in part["terms"]]
     difference = part["difference_s"]
-    text = (f"A step takes {_seconds(abs(difference))} {'more' if difference > 0 else 'less'} than with {base}."
+    text = (f"A step takes {in_seconds(abs(difference))} {'more' if difference > 0 else 'less'} than with {base}."
             if difference else f"A step takes as long as with {base}.")
     rows = [(words(term["category"]), amount(term["base_s"], "s", 4), amount(term["other_s"], "s", 4),
              signed(term["difference_s"])) for term in part["terms"]]

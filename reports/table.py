@@ -117,6 +117,16 @@ def amount(value: float, unit: str, digits: int = 3) -> str:
     return f"{figure} {name if unit == 's' else name + unit}"
 
 
+def in_seconds(value: float) -> str:
+    """A time: in_seconds(0.25) -> '250 ms'."""
+    return amount(value, "s")
+
+
+def in_bytes(value: float) -> str:
+    """A size: in_bytes(8e10) -> '80 GB'."""
+    return amount(value, "B")
+
+
 def column(values: Sequence[float], unit: str) -> list[str]:
     """Quantities of one kind for one column: all in the unit of the largest, unless they would read as zero.
 
@@ -247,7 +257,7 @@ def fit_text(document: Document) -> str:
 _BAR = 22
 
 
-def _grid(*columns: tuple[str, str]) -> Table:
+def grid(*columns: tuple[str, str]) -> Table:
     """A table without lines; `columns` are (heading, "left" | "right")."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim",
                   show_header=any(name for name, _ in columns))
@@ -256,11 +266,13 @@ def _grid(*columns: tuple[str, str]) -> Table:
     return table
 
 
-def _row(table: Table, cells: Iterable[Any]) -> None:
+def add_row(table: Table, cells: Iterable[Any]) -> None:
+    """A row of a terminal table; what is no Text is written as `plain` does, so that markup has no meaning."""
     table.add_row(*[cell if isinstance(cell, Text) else Text(plain(cell)) for cell in cells])
 
 
-def _title(console: Console, text: str) -> None:
+def heading(console: Console, text: str) -> None:
+    """An empty line and the name of what follows."""
     console.print()
     console.print(Text(text, style="bold"))
 
@@ -270,22 +282,22 @@ def _bars(console: Console, title: str, parts: Mapping[str, float] | None, unit:
     if not rows:
         return
     total, largest = math.fsum(value for _, value in rows), max(abs(value) for _, value in rows)
-    _title(console, f"{title}: {amount(total, unit, 4)}")
-    table = _grid(("", "left"), ("", "right"), ("", "right"), ("", "left"))
+    heading(console, f"{title}: {amount(total, unit, 4)}")
+    table = grid(("", "left"), ("", "right"), ("", "right"), ("", "left"))
     for (name, value), text in zip(rows, column([value for _, value in rows], unit), strict=True):
         bar = Text("█" * max(1, round(_BAR * abs(value) / largest)), style=style)
-        _row(table, (words(name), text, f"{100 * value / total:.1f}%", bar))
+        add_row(table, (words(name), text, f"{100 * value / total:.1f}%", bar))
     console.print(table)
 
 
 def _figures(document: Document, console: Console) -> None:
-    table = _grid(("", "left"), ("", "left"))
+    table = grid(("", "left"), ("", "left"))
     for key, figure in FIGURES.items():
         if key in document:
             value = document[key]
             text = Text(f"not given: {reason(document, key)}", style="dim") if value is None else Text(
                 figure_text(key, value, 4), style="bold")
-            _row(table, (figure.label, text))
+            add_row(table, (figure.label, text))
     console.print()
     console.print(table)
 
@@ -297,27 +309,27 @@ def _fit(document: Document, console: Console) -> None:
         console.print(Text(text, style="green" if document["fits"] else "bold red"))
     changes = (document.get("fit") or {}).get("changes") or []
     if changes:
-        _title(console, "What would fit")
-        table = _grid(("change", "left"), ("set", "left"), ("memory", "right"), ("step", "right"))
+        heading(console, "What would fit")
+        table = grid(("change", "left"), ("set", "left"), ("memory", "right"), ("step", "right"))
         for change in changes:
             step = change.get("step_time_s")
-            _row(table, (change.get("name"), settings(change.get("set")),
-                         figure_text("peak_memory_bytes", change.get("peak_memory_bytes")),
-                         "" if step is None else amount(step, "s")))
+            add_row(table, (change.get("name"), settings(change.get("set")),
+                            figure_text("peak_memory_bytes", change.get("peak_memory_bytes")),
+                            "" if step is None else amount(step, "s")))
         console.print(table)
 
 
 def _published(document: Document, console: Console) -> None:
     if not document.get("published"):
         return
-    _title(console, "Published and predicted")
-    table = _grid(("metric", "left"), ("published", "right"), ("predicted", "right"), ("error", "right"),
+    heading(console, "Published and predicted")
+    table = grid(("metric", "left"), ("published", "right"), ("predicted", "right"), ("error", "right"),
                   ("source", "left"))
     for row in document["published"]:
         metric = str(row.get("metric"))
-        _row(table, (words(metric), figure_text(metric, row.get("published"), 4),
-                     figure_text(metric, row.get("predicted"), 4), change_text(row.get("error")),
-                     row.get("source") or ""))
+        add_row(table, (words(metric), figure_text(metric, row.get("published"), 4),
+                        figure_text(metric, row.get("predicted"), 4), change_text(row.get("error")),
+                        row.get("source") or ""))
     console.print(table)
 
 
@@ -344,13 +356,13 @@ def calibration_rows(document: Document) -> tuple[list[list[str]], list[list[str
 def _calibration(document: Document, console: Console) -> None:
     if not document.get("calibration"):
         return
-    _title(console, "Calibrated to measured runs")
+    heading(console, "Calibrated to measured runs")
     console.print(Text(plain(document["calibration"]["text"])))
     sides = ("left", "right", "right", "right", "right"), ("left", "right", "right", "right", "left")
     for heads, aligned, rows in zip(CALIBRATION_HEADS, sides, calibration_rows(document), strict=True):
-        table = _grid(*zip(heads, aligned, strict=True))
+        table = grid(*zip(heads, aligned, strict=True))
         for row in rows:
-            _row(table, row)
+            add_row(table, row)
         if rows:
             console.print(table)
 
@@ -358,22 +370,22 @@ def _calibration(document: Document, console: Console) -> None:
 def _variants(document: Document, console: Console) -> None:
     if not document.get("variants"):
         return
-    _title(console, "What if")
-    table = _grid(("variant", "left"), ("step", "right"), ("change", "right"), ("MFU", "right"),
+    heading(console, "What if")
+    table = grid(("variant", "left"), ("step", "right"), ("change", "right"), ("MFU", "right"),
                   ("memory", "right"), ("fits", "left"))
     for row in [{**document, "name": "as given", "change": {}}, *document["variants"]]:
         values = [(key, scalar(row.get(key))) for key in ("step_time_s", "mfu", "peak_memory_bytes")]
         cells = ["-" if value is None else figure_text(key, value) for key, value in values]
         fits = "-" if row.get("fits") is None else "yes" if row["fits"] else Text("no", style="bold red")
         change = change_text(variant_change(row, "step_time_s"))
-        _row(table, (row.get("name"), cells[0], change, *cells[1:], fits))
+        add_row(table, (row.get("name"), cells[0], change, *cells[1:], fits))
     console.print(table)
 
 
 def _assumptions(document: Document, console: Console) -> None:
     if not document.get("assumptions"):
         return
-    _title(console, "Assumptions")
+    heading(console, "Assumptions")
     for row in document["assumptions"]:
         source = f" [{plain(row['source'])}]" if row.get("source") else ""
         console.print(Text.assemble("- ", (assumed(row), "bold"),
@@ -390,7 +402,7 @@ def show(document: Document, console: Console) -> None:
     _figures(document, console)
     limiting = document.get("limiting") or {}
     if limiting.get("text"):
-        _title(console, "What limits it")
+        heading(console, "What limits it")
         console.print(Text(plain(limiting["text"])))
     _fit(document, console)
     _bars(console, "Where the time of a step goes", document.get("breakdown_s"), "s", "blue")
@@ -405,26 +417,26 @@ def show_comparison(comparison: Mapping[str, Any], console: Console) -> None:
     """Print what `reports.compare.compare` gave: inputs, outputs, and the cause of each difference."""
     names = [plain(name) for name in comparison["names"]]
     for title, rows in (("Changed inputs", comparison["inputs"]), ("Changed outputs", comparison["outputs"])):
-        _title(console, title)
-        table = _grid(("", "left"), *((name, "right") for name in names))
+        heading(console, title)
+        table = grid(("", "left"), *((name, "right") for name in names))
         for row in rows:
             changes = [change_text(c) for c in row.get("changes") or [None] * len(names)]
             cells = [figure_text(row["key"], value, 4) if "label" in row else input_text(value)
                      for value in row["values"]]
-            _row(table, (row.get("label", row["key"]),
-                         *(f"{cell} ({c})" if c else cell for cell, c in zip(cells, changes, strict=True))))
+            add_row(table, (row.get("label", row["key"]),
+                            *(f"{cell} ({c})" if c else cell for cell, c in zip(cells, changes, strict=True))))
         console.print(table if rows else Text("none"))
     for part in comparison["attributions"]:
         if part.get("terms") is None:
-            _title(console, f"{plain(part['name'])}: no attribution")
+            heading(console, f"{plain(part['name'])}: no attribution")
             console.print(Text(plain(part["reason"])))
             continue
-        _title(console, f"{plain(part['name'])} against {names[0]}: "
+        heading(console, f"{plain(part['name'])} against {names[0]}: "
                         f"{signed(part['difference_s'])} per step, by cause")
-        table = _grid(("", "left"), (names[0], "right"), (part["name"], "right"), ("difference", "right"))
+        table = grid(("", "left"), (names[0], "right"), (part["name"], "right"), ("difference", "right"))
         for term in part["terms"]:
-            _row(table, (words(term["category"]), amount(term["base_s"], "s", 4),
-                         amount(term["other_s"], "s", 4), signed(term["difference_s"])))
+            add_row(table, (words(term["category"]), amount(term["base_s"], "s", 4),
+                            amount(term["other_s"], "s", 4), signed(term["difference_s"])))
         console.print(table)
 
 
