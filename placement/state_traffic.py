@@ -6,9 +6,9 @@ Which collectives there are, of what size and how often, is derived from the pla
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -154,13 +154,19 @@ class ChunkTraffic:
 def chunks_with_traffic(setting: Setting) -> tuple[ChunkTraffic, ...]:
     """Every chunk of the pipeline in model order. Collectives run layer by layer, as the buckets of DDP,
     Megatron and FSDP do."""
-    fine = chunk_units(setting)
-    distinct = {id(unit): unit for units in fine for unit in units}
-    of_unit = {key: unit_traffic(setting, unit) for key, unit in distinct.items()}
+    return with_traffic(chunk_units(setting), partial(unit_traffic, setting))
+
+
+def with_traffic(fine: Iterable[tuple[Unit, ...]], traffic: Callable[[Unit], UnitTraffic]) -> tuple[ChunkTraffic, ...]:
+    """The layers of every chunk with their traffic; equal layers and equal chunks share one object."""
+    of_unit: dict[int, UnitTraffic] = {}
     wholes: dict[tuple[int, ...], Unit] = {}
     chunks = []
     for units in fine:
         key = tuple(id(unit) for unit in units)
+        for unit in units:
+            if id(unit) not in of_unit:
+                of_unit[id(unit)] = traffic(unit)
         if key not in wholes:
             wholes[key] = merged(units)
         chunks.append(ChunkTraffic(wholes[key], units, tuple(of_unit[one] for one in key)))
