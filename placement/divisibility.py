@@ -48,6 +48,13 @@ def expert_ranks_divide(plan: Plan) -> Number:
     return np.equal(ranks % (plan.expert * plan.expert_tensor), 0)
 
 
+def shard_group_divides(plan: Plan) -> Number:
+    """The data and context ranks are dealt to the groups that share one copy of the states."""
+    replicas = np.asarray(plan.data * plan.context)
+    group = replicas if plan.shard_group is None else np.minimum(plan.shard_group, replicas)
+    return np.equal(replicas % group, 0)
+
+
 def batch_divides(plan: Plan, global_batch: int) -> Number:
     return np.equal(global_batch % np.asarray(plan.data * plan.micro_batch), 0)
 

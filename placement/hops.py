@@ -7,6 +7,9 @@ message has left: the hop is then part of the pass that makes it, and nothing is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 
 from costmodel import collectives, network
@@ -47,14 +50,18 @@ def sending_rank(setting: Setting, stage: int, step: int) -> int | None:
     plan, last = setting.plan, int(setting.plan.chunks) - 1
     if not blocks(setting) or not 0 <= stage + step <= last:
         return None
-    schedule, ranks, chunks = schedules.get(plan.schedule), int(plan.pipeline), int(plan.virtual)
-    if schedule.routes > 1:
-        chunks = schedule.routes
-    rank_of = {schedule.stage_of(rank, chunk, ranks, chunks): rank for rank in range(ranks) for chunk in range(chunks)}
+    schedule, ranks = schedules.get(plan.schedule), int(plan.pipeline)
+    rank_of = _ranks(schedule.stage_of, ranks, schedule.routes if schedule.routes > 1 else int(plan.virtual))
     here, there = rank_of[stage], rank_of[stage + step]
     if here == there:
         return None
     return here if (here + 1) % ranks == there else there
+
+
+@cache
+def _ranks(stage_of: Callable[[int, int, int, int], int], ranks: int, chunks: int) -> dict[int, int]:
+    """The rank of every stage in model order."""
+    return {stage_of(rank, chunk, ranks, chunks): rank for rank in range(ranks) for chunk in range(chunks)}
 
 
 def sending_s(setting: Setting, stage: int, step: int) -> Number:

@@ -7,7 +7,7 @@ carries what one accelerator pays for it: prices of its passes, parameters it ho
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -165,12 +165,13 @@ def vocabulary_share(setting: Setting) -> Unit:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the chunks of a pipeline are put together from: a unit for every kind of layer, and the two ends.
+    """What the chunks of a pipeline are put together from: a unit for every layer in model order (equal layers share
+    one), and the two ends.
 
     `joined` units are made once, so that equal ones stay one object in every layout over the same parts.
     """
 
-    of_layer: Mapping[Layer, Unit]
+    layers: tuple[Unit, ...]
     embedding: Unit
     head: Unit
     _known: dict[tuple[int, ...], Unit] = field(default_factory=dict)
@@ -184,8 +185,8 @@ class Parts:
 
 def parts(setting: Setting) -> Parts:
     """The parts of a model under a plan; broadcasts over arrays of plans."""
-    of_layer = {layer: _layer_unit(setting, layer) for layer in set(setting.model.layers)}
-    return Parts(of_layer, *_ends(setting))
+    of_layer = {layer: _layer_unit(setting, layer) for layer in dict.fromkeys(setting.model.layers)}
+    return Parts(tuple(of_layer[layer] for layer in setting.model.layers), *_ends(setting))
 
 
 def chunk_units(setting: Setting, made: Parts | None = None) -> list[tuple[Unit, ...]]:
@@ -196,11 +197,10 @@ def chunk_units(setting: Setting, made: Parts | None = None) -> list[tuple[Unit,
     """
     split_ends = schedules.get(setting.plan.schedule).barriers > 0
     made = parts(setting) if made is None else made
-    layers = setting.model.layers
-    sizes = layers_of_chunks(len(layers), setting.plan)
+    sizes = layers_of_chunks(len(made.layers), setting.plan)
     result, first = [], 0
     for index, size in enumerate(sizes):
-        units = [made.of_layer[layer] for layer in layers[first : first + size]]
+        units = list(made.layers[first : first + size])
         if index == 0 and not split_ends:
             units = [made.joined([made.embedding, *units[:1]]), *units[1:]]
         if index == len(sizes) - 1 and not split_ends:
