@@ -21,6 +21,7 @@ from placement.hops import hop_s
 from placement.memory import DEVICE_OVERHEAD_BYTES, in_flight_bytes, peak_states, resident_bytes
 from placement.passes import Setting, total
 from placement.pipeline import stages_of_rank
+from placement.plan import Plan
 from placement.search.arrays import along, collapsed, stacked, taken
 from placement.search.space import MESH, Block, Space, Values, meshes
 from placement.state_traffic import ChunkTraffic, UnitTraffic, norm_reduction_s, optimizer_s, unit_traffic, with_traffic
@@ -57,6 +58,9 @@ class Pricing:
         self._parts: dict[Any, Parts] = {}
         self._traffic: dict[Any, UnitTraffic] = {}
         self._held: dict[Any, tuple[Number, Mapping[str, Number]]] = {}
+        self._rules: dict[Any, list[tuple[str, Number]]] = {}
+        self._group_rules: dict[Any, Number] = {}
+        self._work_places: dict[int, tuple[tuple[Values, ...], tuple[int, ...]]] = {}
 
     def price(self, block: Block) -> Prices:
         """Raises PlanError where the layers do not fill the chunks (`layout_fault` tells before)."""
@@ -170,16 +174,26 @@ class Pricing:
     def _block_parts(self, block: Block) -> tuple[Parts, Any]:
         """The table's parts cut to a block."""
         table, table_key = self._table(block.layout)
-        place = {mesh: index for index, mesh in enumerate(self._meshes)}
-        known = {_key(work): index for index, work in enumerate(self._works)}
-        rows = tuple(place[mesh] for mesh in block.mesh)
-        works = tuple(known[_key({k: v for k, v in work.items() if k != "as given"})] for work in block.work)
+        rows = tuple(self._row_of[mesh] for mesh in block.mesh)
+        works = self._places_of(block.work)
         parallel = tuple(range(len(block.sequence_parallel)))
         key = (table_key, rows, parallel, works)
         if key not in self._parts:
             cut = {0: rows, 2: parallel, 3: works}
             self._parts[key] = _changed([table], lambda units: taken(units[0], cut))
         return self._parts[key], key
+
+    @cached_property
+    def _row_of(self) -> dict[tuple[int, int, int, int], int]:
+        return {mesh: index for index, mesh in enumerate(self._meshes)}
+
+    def _places_of(self, works: tuple[Values, ...]) -> tuple[int, ...]:
+        """Where a block's ways to work stand in the table; blocks share the tuple, which is kept with its answer."""
+        if id(works) not in self._work_places:
+            known = {_key(work): index for index, work in enumerate(self._works)}
+            places = (known[_key({k: v for k, v in work.items() if k != "as given"})] for work in works)
+            self._work_places[id(works)] = (works, tuple(places))
+        return self._work_places[id(works)][1]
 
     def _unit_traffic(self, key: Any, setting: Setting, block: Block, unit: Unit) -> UnitTraffic:
         key = (key, id(unit.dense_parameters), id(unit.expert_parameters))
@@ -207,21 +221,37 @@ class Pricing:
         rejected: dict[str, int] = {}
 
         def apply(rule: str, holds: Number, work: Sequence[int]) -> None:
+            if np.all(holds):
+                return
             before = np.count_nonzero(divides)
             divides[:, :, :, work] &= holds
             if out := before - np.count_nonzero(divides):
-                rejected[rule] = rejected.get(rule, 0) + out
+                rejected[rule] = rejected.get(rule, 0) + int(out)
 
         methods: dict[str, list[int]] = {}
         for index, work in enumerate(block.work):
             methods.setdefault(work["plan.context_method"], []).append(index)
         for method, places in methods.items():
-            plan = replace(setting.plan, context_method=method)
-            for rule, holds in divisibility.rules(setting.model, plan, int(setting.sequence), self.global_batch):
+            for rule, holds in self._rules_of(block, replace(setting.plan, context_method=method)):
                 apply(rule, holds, places)
-        groups = [divisibility.shard_group_divides(_placed(setting, states).plan) for states in block.states]
-        apply("data ranks by shard_group", stacked(groups, 4), range(len(block.work)))
+        apply("data ranks by shard_group", self._groups_divide(block, setting), range(len(block.work)))
         return divides, rejected
+
+    def _rules_of(self, block: Block, plan: Plan) -> list[tuple[str, Number]]:
+        """The rules that some plan of the block breaks. They look at degrees, sizes and what the schedule takes."""
+        takes_group = schedules.get(plan.schedule).takes_group
+        key = (block.mesh, int(plan.pipeline), takes_group, block.sequence_parallel, plan.context_method, plan.segments)
+        if key not in self._rules:
+            rules = divisibility.rules(self.base.model, plan, int(self.base.sequence), self.global_batch)
+            self._rules[key] = [(rule, holds) for rule, holds in rules if not np.all(holds)]
+        return self._rules[key]
+
+    def _groups_divide(self, block: Block, setting: Setting) -> Number:
+        key = (block.mesh, int(setting.plan.pipeline))
+        if key not in self._group_rules:
+            groups = [divisibility.shard_group_divides(_placed(setting, states).plan) for states in block.states]
+            self._group_rules[key] = stacked(groups, 4)
+        return self._group_rules[key]
 
 
 def _placed(setting: Setting, states: Values) -> Setting:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -104,11 +105,20 @@ class Block:
 def blocks(space: Space, model: Model, gpus: int) -> Iterator[Block]:
     """Every distinct plan of the space on so many accelerators, in blocks."""
     keys = space.layout_keys
+    sparse = any(layer.feed_forward.experts for layer in dict.fromkeys(model.layers))
+    works, states = cache(partial(_works, space)), tuple(_states(space))
     for values in product(*(space.values(key) for key in keys)):
         layout = dict(zip(keys, values, strict=True))
         stages = layout["plan.pipeline"]
-        if gpus % stages == 0 and _is_first(space, layout):
-            yield from _with_layout(space, layout, model, gpus // stages)
+        if gpus % stages or not _is_first(space, layout):
+            continue
+        for (tensor, context, expert), mesh in _patterns(space, gpus // stages, sparse).items():
+            idle = {name for name, matters in (("tensor", tensor), ("context", context), ("expert", expert),
+                                               ("pipeline", stages > 1)) if not matters}
+            parallel = space.values("plan.sequence_parallel")[: None if tensor else 1]
+            for overlap, work in works(context, frozenset(idle)).items():
+                yield Block(layout, tuple(mesh), tuple(space.values("plan.micro_batch")), tuple(parallel), work, states,
+                            overlap)
 
 
 def meshes(space: Space, ranks: int) -> list[tuple[int, int, int, int]]:
@@ -135,24 +145,20 @@ def _is_first(space: Space, layout: Values) -> bool:
     return all(layout[key] == space.values(key)[0] for key in idle if key in layout)
 
 
-def _with_layout(space: Space, layout: Values, model: Model, ranks: int) -> Iterator[Block]:
-    """The blocks of a layout: one for each set of meshes in which the same values matter."""
-    sparse = any(layer.feed_forward.experts for layer in model.layers)
+def _patterns(
+    space: Space, ranks: int, sparse: bool
+) -> dict[tuple[bool, bool, bool], list[tuple[int, int, int, int]]]:
+    """(whether there are several tensor, context and expert ranks) -> the meshes of which that is so: in these the same
+    values of the other axes matter."""
     groups: dict[tuple[bool, bool, bool], list[tuple[int, int, int, int]]] = {}
     for degrees in meshes(space, ranks):
         tensor, context, expert, expert_tensor = degrees
         pattern = (tensor > 1, context > 1, sparse and expert * expert_tensor > 1)
         groups.setdefault(pattern, []).append(degrees)
-    for (tensor, context, expert), mesh in groups.items():
-        idle = {name for name, matters in (("tensor", tensor), ("context", context), ("expert", expert),
-                                           ("pipeline", layout["plan.pipeline"] > 1)) if not matters}
-        parallel = space.values("plan.sequence_parallel")[: None if tensor else 1]
-        for overlap, work in _works(space, context, frozenset(idle)).items():
-            yield Block(layout, tuple(mesh), tuple(space.values("plan.micro_batch")), tuple(parallel), tuple(work),
-                        tuple(_states(space)), overlap)
+    return groups
 
 
-def _works(space: Space, context: bool, idle: frozenset[str]) -> dict[tuple[str, ...], list[Values]]:
+def _works(space: Space, context: bool, idle: frozenset[str]) -> dict[tuple[str, ...], tuple[Values, ...]]:
     """(what of data and pipeline traffic is overlapped) -> the distinct ways to run a pass."""
     keys = space.work_keys
     found: dict[tuple[str, ...], dict[tuple[Any, ...], Values]] = {}
@@ -169,7 +175,7 @@ def _works(space: Space, context: bool, idle: frozenset[str]) -> dict[tuple[str,
         distinct = tuple(value for key, value in work.items() if key != "stack.overlap") + inner
         work |= {"stack.overlap": tuple(name for name in given if name not in ("data", "pipeline")), "as given": given}
         found.setdefault(outer, {}).setdefault(distinct, work)
-    return {outer: list(works.values()) for outer, works in found.items()}
+    return {outer: tuple(works.values()) for outer, works in found.items()}
 
 
 def _states(space: Space) -> list[Values]:
