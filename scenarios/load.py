@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from scenarios.errors import Place, Problem, ScenarioError, nearest, shown
 from scenarios.schema import Scenario, block_at
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-_SETTABLE = ("model", "cluster", "workload", "plan", "stack", "seed")
+SETTABLE = ("model", "cluster", "workload", "plan", "stack", "seed")
 _RELATED = ("model", "cluster", "workload", "plan")  # blocks whose values are checked against one another
 
 
@@ -51,10 +51,13 @@ class LoadedScenario:
         return place.line, place.column
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> LoadedScenario:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), name: str | None = None, related: bool = True
+) -> LoadedScenario:
     """The scenario in a file, with `key=value` overrides applied before it is checked.
 
-    `name` is what the file is called in messages, by default the path as given.
+    `name` is what the file is called in messages, by default the path as given. `related` False leaves out what values
+    must be to one another, for a search that replaces them.
     Raises ScenarioError with every problem found.
     """
     file = str(path) if name is None else name
@@ -67,8 +70,24 @@ def load(path: str | Path, overrides: Sequence[str] = (), name: str | None = Non
             problems += error.problems
     if problems:
         raise ScenarioError(problems)
-    base = _checked(document, file, Path(path))
+    base = _checked(document, file, Path(path), related)
     return replace(base, measured=_measured(base, written))
+
+
+def with_values(
+    loaded: LoadedScenario, values: Mapping[str, Any], places: Mapping[str, Place], related: bool = True
+) -> LoadedScenario:
+    """The scenario with dotted keys replaced, checked anew; `places` says where each was written.
+
+    `related` as in `load`. Raises ScenarioError with every problem found.
+    """
+    document = loaded.document
+    for key, value in values.items():
+        if not _KEY.fullmatch(key) or key.split(".")[0] not in SETTABLE:
+            hint = nearest(key.split(".")[0], SETTABLE)
+            raise ScenarioError.at(places[key], f"cannot set {shown(key)[5:]}; {hint}")
+        document = document.replaced(tuple(key.split(".")), value, places[key])
+    return _checked(document, loaded.file, loaded.path, related)
 
 
 def _measured(base: LoadedScenario, written: Document) -> tuple[LoadedScenario, ...]:
@@ -142,8 +161,8 @@ def _varied(document: Document, at: KeyPath, settings: dict[str, Any]) -> Docume
     varied = document
     for key, value in settings.items():
         path: KeyPath = (*at, key)
-        if not _KEY.fullmatch(key) or key.split(".")[0] not in _SETTABLE:
-            hint = nearest(key.split(".")[0], _SETTABLE)
+        if not _KEY.fullmatch(key) or key.split(".")[0] not in SETTABLE:
+            hint = nearest(key.split(".")[0], SETTABLE)
             problems.append(Problem.at(document.key_place(path), f"cannot set {shown(key)[5:]}; {hint}"))
             continue
         try:
@@ -156,7 +175,7 @@ def _varied(document: Document, at: KeyPath, settings: dict[str, Any]) -> Docume
     return varied
 
 
-def _checked(document: Document, file: str, path: Path) -> LoadedScenario:
+def _checked(document: Document, file: str, path: Path, related: bool = True) -> LoadedScenario:
     """Types, ranges and names first; what values must be to one another where those blocks are sound."""
     problems = list(_nulls(document, document.data, ()))
     empty = {p.message.split(":")[0] for p in problems}
@@ -166,7 +185,7 @@ def _checked(document: Document, file: str, path: Path) -> LoadedScenario:
         try:
             scenario = build.with_schedule_file(scenario, path.parent)
             model, cluster = build.model_and_cluster(scenario, path.parent)
-            found = checks.relations(scenario, model, cluster)
+            found = checks.relations(scenario, model, cluster) if related else []
             problems += [_problem(document, at, message) for at, message in found]
         except build.BuildError as error:
             problems.append(_problem(document, error.key, str(error)))
@@ -193,12 +212,12 @@ def _validated(document: Document) -> tuple[Scenario | None, list[Problem]]:
 
 
 def _nulls(document: Document, value: Any, path: KeyPath) -> Iterator[Problem]:
-    """A key without a value is a slip, except in `model.set`, where null has a meaning."""
+    """A key without a value is a slip, except in `model.set` and `search`, where null has a meaning."""
     if value is None:
         problem = _problem(document, path, "has no value; give one or leave the key out")
         place = document.key_place(path)  # an empty value is read where the next line begins
         yield replace(problem, line=place.line, column=place.column)
-    elif path != ("model", "set") and not (path[:1] in (("what_if",), ("calibration",)) and path[2:] == ("set",)):
+    elif path not in (("model", "set"), ("search",)) and not (path[:1] in (("what_if",), ("calibration",)) and path[2:] == ("set",)):
         for key, inner in entries(value):
             yield from _nulls(document, inner, (*path, key))
 

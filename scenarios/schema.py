@@ -238,6 +238,7 @@ class Scenario(Block):
     assumptions: list[AuthorNote] = []
     calibration: Annotated[list[MeasuredRun], Field(max_length=20)] = []
     what_if: list[WhatIf] = []
+    search: dict[str, Annotated[list[Any], Field(min_length=1, max_length=1000)]] = {}
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
