@@ -156,12 +156,13 @@ def sent_bytes(setting: Setting) -> Number:
     return 2.0 * setting.widening * setting.shard.tokens * setting.model.hidden / setting.plan.tensor
 
 
-def tensor_communication(setting: Setting) -> tuple[Number, Number]:
+def tensor_communication(setting: Setting, layer: Layer) -> tuple[Number, Number]:
     """Seconds (forward, backward) of tensor-parallel collectives of one layer.
 
     Two all-reduces each way without sequence parallelism; with it each becomes an all-gather and a
     reduce-scatter, and the backward pass gathers the two inputs once more for the weight gradients
-    (Korthikanti et al., arXiv 2205.05198, section 4.2.2).
+    (Korthikanti et al., arXiv 2205.05198, section 4.2.2). Routed experts take the sequence's shards as they lie, so
+    that such a layer without shared experts has the attention's collectives alone.
     """
     plan, cluster = setting.plan, setting.cluster
     group = network.group(cluster, plan.tensor, 1)
@@ -169,8 +170,9 @@ def tensor_communication(setting: Setting) -> tuple[Number, Number]:
     reduce_s = setting.collective_s(collectives.all_reduce_s, size, group)
     gather_s = setting.collective_s(collectives.all_gather_s, size, group)
     scatter_s = setting.collective_s(collectives.reduce_scatter_s, size, group)
-    forward = np.where(plan.sequence_parallel, 2 * (gather_s + scatter_s), 2 * reduce_s)
-    backward = np.where(plan.sequence_parallel, 4 * gather_s + 2 * scatter_s, 2 * reduce_s)
+    blocks = 1 if layer.feed_forward.experts and not layer.feed_forward.shared_width else 2
+    forward = np.where(plan.sequence_parallel, blocks * (gather_s + scatter_s), 2 * reduce_s)
+    backward = np.where(plan.sequence_parallel, blocks * (2 * gather_s + scatter_s), 2 * reduce_s)
     return forward, backward
 
 
@@ -213,8 +215,10 @@ def distinct(places: Number, choices: Number) -> Number:
 def expert_communication(setting: Setting, layer: Layer) -> tuple[Number, Number]:
     """Seconds (forward, backward) of dispatch and combine of a balanced MoE layer.
 
-    "all-to-all" sends every token-expert pair; "flex" sends a token once to every rank that needs it, and once
-    across to every node that needs it, from where it is forwarded (DeepEP; DeepSeek-V3, arXiv 2412.19437, 3.2.2).
+    "all-to-all" sends every token-expert pair to one rank of its expert; the tensor ranks of an expert then gather
+    what each of them got and reduce-scatter the results (Megatron-Core's dispatcher; MoE Parallel Folding, arXiv
+    2504.14960). "flex" sends a token once to every rank that needs it, and once across to every node that needs it,
+    from where it is forwarded (DeepEP; DeepSeek-V3, arXiv 2412.19437, 3.2.2).
     """
     feed_forward, plan = layer.feed_forward, setting.plan
     if not feed_forward.experts:
@@ -222,9 +226,13 @@ def expert_communication(setting: Setting, layer: Layer) -> tuple[Number, Number
     group = network.group(setting.cluster, plan.expert, plan.expert_tensor)
     rows = setting.shard.routed_rows(feed_forward)
     if setting.stack.moe_dispatcher == "all-to-all":
-        sent = 2.0 * setting.widening * rows * setting.model.hidden
-        one_way = setting.collective_s(collectives.all_to_all_s, sent, group)
-        return 2.0 * one_way, 2.0 * one_way
+        shared = 2.0 * setting.widening * rows * setting.model.hidden  # what the tensor ranks of an expert all see
+        one_way = setting.collective_s(collectives.all_to_all_s, shared / plan.expert_tensor, group)
+        tensor_ranks = network.group(setting.cluster, plan.expert_tensor, 1)
+        gather_s = setting.collective_s(collectives.all_gather_s, shared, tensor_ranks)
+        scatter_s = setting.collective_s(collectives.reduce_scatter_s, shared, tensor_ranks)
+        both_ways = 2.0 * one_way + gather_s + scatter_s
+        return both_ways, both_ways
     choices = feed_forward.experts_per_token
     token_bytes = 2.0 * setting.widening * rows * setting.model.hidden / choices
     near = network.Group(group.per_domain, group.per_domain)
@@ -240,7 +248,7 @@ def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> Pas
     """Adds exposed tensor, context and expert communication and what the hidden part costs."""
     cost = setting.constants.overlap_cost
     parts = {
-        "tensor": tensor_communication(setting),
+        "tensor": tensor_communication(setting, layer),
         "context": context_communication(setting, layer),
         "expert": expert_communication(setting, layer),
     }
