@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.reports import sample
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--hide-scrollbars"]
+         "--hide-scrollbars", "--enable-logging=stderr"]
 WIDTHS = (390, 1280)
 # A frame per page and width, since a browser window has a least width above a phone's. Every element that is
 # not inside a box that scrolls must end within the frame.
@@ -49,16 +50,18 @@ def pages() -> dict[str, str]:
             "comparison": page.render_comparison(comparison)}
 
 
-def measure(folder: Path, dark: bool) -> list[dict[str, Any]]:
+def measure(folder: Path, shown: Mapping[str, str], dark: bool = False) -> list[dict[str, Any]]:
+    """What a browser says of each page at each width; fails where a page says anything on the console."""
     frames = "".join(
         f'<iframe title="{name}" style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(text)}"></iframe>'
-        for name, text in pages().items() for width in WIDTHS)
+        for name, text in shown.items() for width in WIDTHS)
     file = folder / "frames.html"
     file.write_text(f"<!DOCTYPE html><html><body>{frames}<script>{MEASURE}</script></body></html>", encoding="utf-8")
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
     command = [str(CHROMIUM), *FLAGS, *scheme, f"--user-data-dir={folder / 'profile'}", "--window-size=1400,900",
                "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ":CONSOLE" not in done.stderr, done.stderr
     found = re.search(r'data-found="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     return json.loads(html.unescape(found[1]))
@@ -70,7 +73,7 @@ def brightness(colour: str) -> float:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pages_render_without_sideways_scrolling(tmp_path: Path, dark: bool) -> None:
-    found = measure(tmp_path, dark)
+    found = measure(tmp_path, pages(), dark)
     assert len(found) == 10
     for view in found:
         assert view["width"] in WIDTHS

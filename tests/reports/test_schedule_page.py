@@ -6,7 +6,6 @@ import html
 import itertools
 import json
 import re
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from scenarios.schedules.choose import choose
 from scenarios.schedules.comparison import comparison
 from scenarios.schedules.played import document
 from scenarios.schedules.settings import Options, setting
-from tests.reports.test_browser import CHROMIUM, FLAGS, MEASURE, WIDTHS
+from tests.reports.test_browser import CHROMIUM, measure
 
 VOID = {"meta", "path", "rect", "line", "circle", "br", "link"}
 
@@ -144,17 +143,7 @@ def test_names_and_notes_are_escaped() -> None:
 def test_pages_fit_a_phone_and_a_desktop(tmp_path: Path) -> None:
     pages = {"small": page("zbv"), "long": page("1f1b", 16, 600), "two routes": page("dualpipe"),
              "comparison": schedule_page.render_comparison(compared(schedules.names()[:6]))}
-    frames = "".join(
-        f'<iframe title="{name}" style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(text)}"></iframe>'
-        for name, text in pages.items() for width in WIDTHS)
-    file = tmp_path / "frames.html"
-    file.write_text(f"<!DOCTYPE html><html><body>{frames}<script>{MEASURE}</script></body></html>", encoding="utf-8")
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--dump-dom",
-               file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'data-found="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    views = json.loads(html.unescape(found[1]))
+    views = measure(tmp_path, pages)
     assert len(views) == 2 * len(pages)
     for view in views:
         assert view["out"] == [], view["name"]
