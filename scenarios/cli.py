@@ -45,6 +45,21 @@ class Objective(StrEnum):
     makespan = "makespan"
 
 
+class PlanObjective(StrEnum):
+    """What a search for plans makes small."""
+
+    time = "time"
+    cost = "cost"
+    energy = "energy"
+    memory = "memory"
+
+
+class Solver(StrEnum):
+    """How `whatif search` looks through the plans."""
+
+    exhaustive = "exhaustive"
+
+
 class Listed(StrEnum):
     """What `whatif list` can show."""
 
@@ -99,6 +114,39 @@ def run(
 
     with reported():
         command.run(scenario, settings, fidelity.value, html=html, trace=trace, as_json=json, seed=seed)
+
+
+@app.command()
+def search(
+    scenario: ScenarioName,
+    settings: Set = [],  # noqa: B006 (typer copies it)
+    vary: Annotated[list[str], typer.Option(
+        "--vary", help="An axis and its values: plan.tensor=1,2,4. Replaces that axis of the scenario. Repeatable.",
+        metavar="KEY=V1,V2")] = [],  # noqa: B006
+    solver: Annotated[Solver, typer.Option(help="exhaustive: every plan is priced.")] = Solver.exhaustive,
+    objective: Annotated[PlanObjective, typer.Option(help="What to make small.")] = PlanObjective.time,
+    top: Annotated[int, typer.Option(help="How many plans to show and to play.", min=1, max=1000)] = 10,
+    max_memory: Annotated[str, typer.Option(help="Most memory of a GPU that a plan may need: 70 GB.",
+                                            metavar="SIZE")] = "",
+    max_gpus: Annotated[int | None, typer.Option(help="Try clusters of up to so many GPUs.", min=1,
+                                                 max=1_000_000)] = None,
+    deadline: Annotated[str, typer.Option(help="Longest time of the whole run: 30 d.", metavar="TIME")] = "",
+    budget_usd: Annotated[float | None, typer.Option(help="Most US dollars for the whole run.", min=0.0)] = None,
+    html: Html = "",
+    json: Json = False,
+) -> None:
+    """Find the best plan for a scenario: every combination of its axes is priced, the best are played.
+
+    Ends with 1 where no plan fits.
+    """
+    from scenarios.commands import search as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        code = command.search(scenario, settings, vary, solver=solver.value, objective=objective.value, top=top,
+                              max_memory=max_memory, max_gpus=max_gpus, deadline=deadline, budget_usd=budget_usd,
+                              html=html, as_json=json)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -57,16 +57,20 @@ def play(inputs: TrainingInputs) -> Played:
 
     Raises PlanError or ScheduleError where the plan cannot be laid over the model.
     """
-    setting = setting_of(inputs)
-    if inputs.fidelity == "analytic":
-        return Played(setting, analytic_step(setting, inputs.global_batch))
-    lowered = lower(setting, inputs.global_batch)
+    return play_setting(setting_of(inputs), inputs.global_batch, inputs.fidelity)
+
+
+def play_setting(setting: Setting, global_batch: int, fidelity: str = "events") -> Played:
+    """The same of a setting, as a search has it. Raises PlanError or ScheduleError."""
+    if fidelity == "analytic":
+        return Played(setting, analytic_step(setting, global_batch))
+    lowered = lower(setting, global_batch)
     timeline = static.play(lowered.program)
-    stages = range(int(inputs.plan.pipeline))
+    stages = range(int(setting.plan.pipeline))
     peaks = [timeline.peak(stage, "hbm") for stage in stages]
     breakdowns = [timeline.breakdown(stage) for stage in stages]
     step_time_s = timeline.makespan_s
-    if not inputs.plan.optimizer_barrier:
+    if not setting.plan.optimizer_barrier:
         step_time_s = max(timeline.span_s(timeline.compute_stream(stage)) for stage in stages)
         breakdowns = [_within(breakdown, step_time_s) for breakdown in breakdowns]
     step = Step(
