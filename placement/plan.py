@@ -35,6 +35,8 @@ class Plan:
     expert_tensor: Number = 1
     context_method: str = "all-gather"  # all-gather | ring | ulysses
     stage_layers: str | tuple[int, ...] = "even"  # even | balanced | layers per chunk in model order
+    context_groups: str = "static"  # of placement.context_groups: which ranks share a sequence of unequal ones
+    selective_offload: bool = False  # long sequences of unequal ones on fewer ranks, partly kept on the host
     schedule: str = "1f1b"
     segments: Number = 1  # parts of a sequence that go through the pipeline one by one (schedules that cut it)
     in_flight_limit: float | None = None  # micro-batches of activations a rank may hold (schedules that take one)

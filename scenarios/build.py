@@ -14,8 +14,9 @@ from placement import schedules
 from placement.plan import Plan
 from placement.schedules import ScheduleError
 from placement.schedules.files import is_file
+from placement.sequences import Empirical, Law, fitted
 from scenarios.errors import nearest
-from scenarios.schema import ModelChoice, PlanBlock, Scenario
+from scenarios.schema import ModelChoice, PlanBlock, Scenario, WorkloadBlock
 from simulator.inputs import TrainingInputs
 
 if TYPE_CHECKING:
@@ -114,6 +115,18 @@ def build_plan(block: PlanBlock, cluster: Cluster) -> Plan:
     return Plan(**{**dict(block), "data": data_degree(block, cluster)})
 
 
+def build_lengths(workload: WorkloadBlock) -> Law | None:
+    """The law of the workload's lengths, None where sequences are equal. Raises LengthsError for none that fits."""
+    block = workload.lengths
+    if block is None:
+        return None
+    if block.distribution == "empirical":
+        return Empirical(tuple(block.lengths or ()))
+    share, above = block.token_share or 0.0, block.above or 0.0
+    longest = block.maximum or float(workload.sequence)
+    return fitted(block.distribution, share, above, block.minimum, longest, block.median)
+
+
 def training_inputs(
     loaded: LoadedScenario, fidelity: str = "events", seed: int | None = None
 ) -> TrainingInputs:
@@ -129,6 +142,7 @@ def training_inputs(
         plan=build_plan(scenario.plan, loaded.cluster),
         sequence=scenario.workload.sequence,
         global_batch=scenario.workload.global_batch,
+        lengths=build_lengths(scenario.workload),
         total_tokens=scenario.workload.tokens,
         stack=scenario.stack.choices,
         price_usd_per_gpu_hour=scenario.cluster.price_usd_per_gpu_hour,

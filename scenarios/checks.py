@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from costmodel.architecture import Attention, FeedForward, Model
 from costmodel.hardware import Cluster
 from costmodel.kernels import PEAK_OF_PRECISION
-from placement import divisibility, schedules
+from placement import divisibility, hybrid_data, schedules
 from placement.plan import Plan, PlanError, layers_of_chunks
-from scenarios.build import build_plan
-from scenarios.schema import Scenario
+from placement.sequences import LengthsError, expected_sequences
+from scenarios.build import build_lengths, build_plan
+from scenarios.schema import Scenario, WorkloadBlock
 
 KeyPath = tuple[str, ...]
 Found = Iterator[tuple[KeyPath, str]]
 MOST_LAYERS = 1_000
+MOST_SEQUENCES = 500_000  # of unequal length in a step
 MOST_PASSES = 5_000_000  # forward passes of one pipeline: stages x chunks x micro-batches
 
 
@@ -30,8 +32,15 @@ class _Case:
     plan: Plan
     model: Model
     cluster: Cluster
-    sequence: int
-    batch: int
+    workload: WorkloadBlock
+
+    @property
+    def sequence(self) -> int:
+        return self.workload.sequence
+
+    @property
+    def batch(self) -> int:
+        return self.workload.global_batch
 
     @property
     def attentions(self) -> list[Attention]:
@@ -44,9 +53,8 @@ class _Case:
 
 def relations(scenario: Scenario, model: Model, cluster: Cluster) -> list[tuple[KeyPath, str]]:
     """Everything that does not go together, as (key path, message); empty where all does."""
-    workload = scenario.workload
     plan = build_plan(scenario.plan, cluster)
-    case = _Case(plan, model, cluster, workload.sequence, workload.global_batch)
+    case = _Case(plan, model, cluster, scenario.workload)
     found = list(_degrees(scenario, cluster))
     # The checks that need the data-parallel degree would mislead where the product is wrong.
     checks = _CHECKS if found else _CHECKS + _SIZED_CHECKS
@@ -79,6 +87,8 @@ def _degrees(scenario: Scenario, cluster: Cluster) -> Found:
 
 def _batch(case: _Case) -> Found:
     plan, batch = case.plan, case.batch
+    if case.workload.lengths is not None:  # a batch of tokens, which sequences fill
+        return
     per_step = plan.data * plan.micro_batch
     factors = _product({"data": plan.data, "micro_batch": plan.micro_batch})
     if not divisibility.batch_divides(plan, batch):
@@ -234,6 +244,32 @@ def _sequence(case: _Case) -> Found:
         yield key, f"{sequence:,} does not divide by {_product(parts)}"
 
 
+def _lengths(case: _Case) -> Found:
+    """Sequences of unequal length: a law that exists, a plan that runs them, a step that is not too long to play."""
+    plan, key = case.plan, ("workload", "lengths")
+    if case.workload.lengths is None:
+        for name, value in {"context_groups": "static", "selective_offload": False}.items():
+            if getattr(plan, name) != value:
+                told = "is for sequences of unequal length"
+                yield ("plan", name), f"{told}; write workload.lengths, or leave {name} out"
+        return
+    try:
+        law = build_lengths(case.workload)
+    except LengthsError as error:
+        yield key, str(error)
+        return
+    tokens = case.sequence * case.batch
+    if law is not None and (count := expected_sequences(law, tokens)) > MOST_SEQUENCES:
+        yield key, f"{count:,.0f} sequences in a step of {tokens:,} tokens are more than the {MOST_SEQUENCES:,} played"
+    yield from ((("plan", name), message) for name, message in hybrid_data.problems(plan))
+    passes = {"tokens": tokens, "context": plan.context, "pipeline": plan.pipeline}
+    if (tasks := math.prod(passes.values()) / case.sequence) > MOST_PASSES:
+        yield ("workload", "global_batch"), (
+            f"{_product(passes)} over {case.sequence:,} tokens of a sequence = {tasks:,.0f} passes in a step are more "
+            f"than the {MOST_PASSES:,} that can be played"
+        )
+
+
 def _precision(case: _Case) -> Found:
     accelerator = case.cluster.accelerator
     supported = [p for p in PEAK_OF_PRECISION if _supports(accelerator.peak_flops_per_s, p)]
@@ -251,5 +287,5 @@ def _supports(peaks: Mapping[str, float], precision: str) -> bool:
 
 _Check = Callable[[_Case], Found]
 _CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _layers, _schedule, _segments, _recompute, _offload,
-                             _sequence, _precision)
+                             _sequence, _lengths, _precision)
 _SIZED_CHECKS: tuple[_Check, ...] = (_batch, _expert_ranks)

@@ -68,6 +68,7 @@ class Listed(StrEnum):
     nodes = "nodes"
     schedules = "schedules"
     strategies = "strategies"
+    context_groups = "context-groups"
     stacks = "stacks"
     scenarios = "scenarios"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from scenarios.errors import nearest, shown
 
-Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "stacks", "scenarios"]
+Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "context-groups", "stacks", "scenarios"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LIBRARY = Path(__file__).with_name("library")
 
@@ -87,6 +87,12 @@ def _strategies() -> list[str]:
     return list(strategies.data_names())
 
 
+def _context_groups() -> list[str]:
+    from placement.context_groups import POLICIES
+
+    return list(POLICIES)
+
+
 def _stacks() -> list[str]:
     from costmodel import stack
 
@@ -138,6 +144,12 @@ def _strategy(name: str) -> dict[str, Any]:
     return {"source": strategies.get(name).source}
 
 
+def _context_group(name: str) -> dict[str, Any]:
+    from placement import context_groups
+
+    return {"text": context_groups.get(name).text}
+
+
 def _stack(name: str) -> dict[str, Any]:
     from costmodel import stack
 
@@ -155,9 +167,9 @@ def _scenario(name: str) -> dict[str, Any]:
 
 _KNOWN: dict[Kind, Callable[[], list[str]]] = {
     "models": _models, "accelerators": _accelerators, "nodes": _nodes, "schedules": _schedules,
-    "strategies": _strategies, "stacks": _stacks, "scenarios": _scenarios,
+    "strategies": _strategies, "context-groups": _context_groups, "stacks": _stacks, "scenarios": _scenarios,
 }
 _DESCRIBE: dict[Kind, Callable[[str], dict[str, Any]]] = {
     "models": _model, "accelerators": _accelerator, "nodes": _node, "schedules": _schedule,
-    "strategies": _strategy, "stacks": _stack, "scenarios": _scenario,
+    "strategies": _strategy, "context-groups": _context_group, "stacks": _stack, "scenarios": _scenario,
 }

@@ -87,12 +87,40 @@ class ClusterBlock(Block):
     power_limit: Annotated[float, quantity("W"), Field(gt=0, le=1e5)] | None = None
 
 
+Length = Annotated[float, quantity("tokens"), Field(ge=1, le=1_000_000_000)]
+
+
+class LengthsBlock(Block):
+    """A law of unequal lengths (placement.sequences), settled by the share of all tokens that lie in sequences longer
+    than `above`; or the lengths themselves. `maximum` defaults to the workload's sequence."""
+
+    distribution: Literal["log-normal", "pareto", "empirical"]
+    token_share: Annotated[float, quantity("1"), Field(gt=0, lt=1)] | None = None
+    above: Length | None = None
+    minimum: Length = 64.0
+    median: Length = 2048.0
+    maximum: Length | None = None
+    lengths: Annotated[list[Length], Field(min_length=1, max_length=1_000_000)] | None = None
+
+    @model_validator(mode="after")
+    def _settled(self) -> LengthsBlock:
+        if self.distribution == "empirical":
+            if self.lengths is None:
+                raise ValueError("give the lengths of the data: lengths: [512, 8K, ...]")
+        elif self.token_share is None or self.above is None:
+            raise ValueError(f"what settles the {self.distribution} law? give token_share and above, such as "
+                             "token_share: 9.8%, above: 262144")
+        return self
+
+
 class WorkloadBlock(Block):
-    """What is trained: `sequence` tokens in each of `global_batch` sequences a step, `tokens` in all."""
+    """What is trained: `sequence` tokens in each of `global_batch` sequences a step, `tokens` in all. With `lengths`
+    sequences are unequal: `sequence` is the longest, and a step has `global_batch` x `sequence` tokens of them."""
 
     kind: Literal["pretrain"]
     sequence: Annotated[int, Field(ge=1, le=1_000_000_000)]
     global_batch: Count
+    lengths: LengthsBlock | None = None
     tokens: Annotated[float, quantity("tokens"), Field(gt=0, le=1e18)] | None = None
 
 
@@ -137,6 +165,8 @@ class PlanBlock(Block):
     data: Degree | None = None
     context: Degree = 1
     context_method: Literal["all-gather", "ring", "ulysses"] = "all-gather"
+    context_groups: Annotated[str, named("context-groups")] = "static"
+    selective_offload: bool = False
     expert: Degree = 1
     expert_tensor: Degree = 1
     stage_layers: Annotated[Any, BeforeValidator(_stage_layers)] = "even"

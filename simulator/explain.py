@@ -35,11 +35,13 @@ TERMS = {
     "contention": "slow-down by communication beside compute",
     "optimizer": "the optimizer step",
     "bubble": "pipeline bubbles",
+    "imbalance": "waits for ranks with longer sequences",
     "latency": "latency",
 }
 USEFUL = ("gemm", "attention")
 REMEDIES = {
     "bubble": "more micro-batches a step, more virtual stages, or fewer stages would shrink it",
+    "imbalance": "a balance of plan.context_groups, or more tokens a step, would shrink it",
     "tensor_communication": "less tensor parallelism, or overlapping it, would shrink it",
     "context_communication": "less context parallelism, or a ring that overlaps, would shrink it",
     "data_communication": "a larger batch per rank or another sharding would shrink it",

@@ -11,6 +11,7 @@ from costmodel.architecture import Model
 from costmodel.constants import Constants
 from costmodel.hardware import Cluster
 from placement.plan import Plan
+from placement.sequences import Law
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TrainingInputs:
     plan: Plan
     sequence: int  # tokens of one sequence
     global_batch: int  # sequences per step
+    lengths: Law | None = None  # of unequal sequences: `sequence` is the longest, sequence x global_batch the tokens
     total_tokens: float | None = None  # of the whole run
     stack: Mapping[str, Any] = field(default_factory=dict)  # execution, attention, overlap
     price_usd_per_gpu_hour: float | None = None  # None: the catalogue's price

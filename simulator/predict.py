@@ -7,12 +7,11 @@ known holds None, with the reason under `reasons`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from costmodel import money, parameters, stack
 from costmodel.kernels import peak_flops_per_s
-from costmodel.operators import model_flops_per_token
 from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes
 from placement.passes import Setting, add
 from placement.plan import PlanError
@@ -20,6 +19,7 @@ from placement.schedules import ScheduleError
 from placement.step import BUSY, Step, analytic_step
 from simulator import bands, explain
 from simulator.engine import static
+from simulator.hybrid_data import flops_per_token, hybrid
 from simulator.inputs import TrainingInputs
 from simulator.timeline import Timeline
 from simulator.training import Lowered, lower
@@ -33,6 +33,9 @@ class Played:
     step: Step
     lowered: Lowered | None = None
     timeline: Timeline | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)  # blocks of the document that this kind of step has more
+    notes: Sequence[Mapping[str, Any]] = ()  # assumptions of this kind of step, in place of those with the same key
+    unmeasured: str = ""  # why no measured run is like it
 
     @property
     def needed_bytes(self) -> float:
@@ -57,7 +60,12 @@ def play(inputs: TrainingInputs) -> Played:
 
     Raises PlanError or ScheduleError where the plan cannot be laid over the model.
     """
-    return play_setting(setting_of(inputs), inputs.global_batch, inputs.fidelity)
+    setting = setting_of(inputs)
+    if inputs.lengths is not None:
+        found = hybrid(inputs, setting)
+        return Played(setting, found.step, found.lowered, found.timeline, {"sequences": found.document}, found.notes,
+                      "no published run with sequences of unequal length is among the residuals")
+    return play_setting(setting, inputs.global_batch, inputs.fidelity)
 
 
 def play_setting(setting: Setting, global_batch: int, fidelity: str = "events") -> Played:
@@ -107,7 +115,7 @@ def _speed(inputs: TrainingInputs, step_time_s: float) -> dict[str, float]:
     """Tokens and model FLOPs per second; mfu against the dense peak of the GEMM type."""
     gpus = inputs.cluster.accelerators
     tokens_per_s = inputs.sequence * inputs.global_batch / step_time_s
-    flops = tokens_per_s * float(model_flops_per_token(inputs.model, inputs.sequence)) / gpus
+    flops = tokens_per_s * flops_per_token(inputs) / gpus
     peak = peak_flops_per_s(inputs.cluster.accelerator, inputs.plan.precision)
     return {
         "tokens_per_s": tokens_per_s,
@@ -121,7 +129,7 @@ def _hardware_flops_share(inputs: TrainingInputs) -> float:
     """hfu / mfu: executed over model FLOPs, with the recomputed forward pass where there is one."""
     if inputs.plan.recompute == "none":
         return 1.0
-    whole = float(model_flops_per_token(inputs.model, inputs.sequence))
+    whole = flops_per_token(inputs)
     if inputs.plan.recompute == "full":
         once = 6.0 * inputs.model.vocabulary * inputs.model.hidden  # the head
     else:
@@ -219,6 +227,8 @@ def summary(inputs: TrainingInputs, played: Played) -> tuple[dict[str, Any], dic
 def _error_band(inputs: TrainingInputs, played: Played, numbers: dict[str, Any]) -> dict[str, Any] | None:
     """Where 80 % of measured runs like this one lie; None without residuals. Inputs that the author notes as
     assumed, of plan, stack or cluster, widen it."""
+    if played.unmeasured:
+        return None
     known, cell = bands.shipped(), bands.cell_of(inputs)
     unknown = bands.unknown_inputs([note["key"] for note in inputs.assumptions])
     pricer = played.setting.pricer
@@ -238,6 +248,12 @@ def _error_band(inputs: TrainingInputs, played: Played, numbers: dict[str, Any])
         peak = played.needed_bytes - DEVICE_OVERHEAD_BYTES
         document["peak_memory_bytes"] = [DEVICE_OVERHEAD_BYTES + end for end in memory.around(peak)]
     return document
+
+
+def _assumptions(inputs: TrainingInputs, played: Played) -> list[dict[str, Any]]:
+    replaced = {note["key"] for note in played.notes}
+    general = explain.assumptions(inputs, played.setting, any(played.step.host_peak_bytes))
+    return [row for row in general if row["key"] not in replaced] + [dict(note) for note in played.notes]
 
 
 def predict_training(inputs: TrainingInputs) -> dict[str, Any]:
@@ -260,14 +276,16 @@ def predict_training(inputs: TrainingInputs) -> dict[str, Any]:
         "model": explain.model(inputs.model),
         "run_totals": _run_totals(inputs, step, numbers["cost_usd"], numbers["energy_j"]),
         "error_band": _error_band(inputs, played, numbers),
-        "assumptions": explain.assumptions(inputs, played.setting, any(played.step.host_peak_bytes)),
+        "assumptions": _assumptions(inputs, played),
         "roofline": explain.roofline(played.setting),
         "limiting": explain.limiting(step),
         "seed": inputs.seed,
         "reasons": reasons,
+        **played.details,
     }
     if document["error_band"] is None:
-        document["reasons"]["error_band"] = "no residuals of published runs; see `whatif accuracy --update-bands`"
+        none = "no residuals of published runs; see `whatif accuracy --update-bands`"
+        document["reasons"]["error_band"] = played.unmeasured or none
     if not inputs.total_tokens:
         document["reasons"]["run_totals"] = "the scenario does not say workload.tokens"
     document["published"] = _published(inputs, document)
