@@ -26,6 +26,7 @@ from costmodel.operators import (
     embedding_operators,
     head_operators,
     layer_operators,
+    query_width,
 )
 from costmodel.stack import LOGIT_BYTES, Stack, waiting_for_host_s
 from placement import strategies
@@ -193,14 +194,26 @@ def context_communication(setting: Setting, layer: Layer) -> tuple[Number, Numbe
         key_value_width = heads * (attention.head_dim + attention.value_head_dim)
     whole = 2.0 * setting.widening * shard.batch * shard.sequence * key_value_width
     if plan.context_method == "ulysses":
-        queries = 2.0 * setting.widening * shard.tokens * attention.heads * attention.head_dim / plan.tensor
-        inputs = setting.collective_s(collectives.all_to_all_s, queries + whole / plan.context, group)
-        output = setting.collective_s(collectives.all_to_all_s, queries, group)
-        return inputs + output, inputs + output
+        rows = 2.0 * setting.widening * shard.tokens
+        queries = rows * query_width(attention) / plan.tensor
+        inputs_s = setting.collective_s(collectives.all_to_all_s, queries + rows * _dealt_width(setting, layer), group)
+        output = rows * attention.heads * attention.value_head_dim / plan.tensor
+        both_s = inputs_s + setting.collective_s(collectives.all_to_all_s, output, group)
+        return both_s, both_s
     gather_s = setting.collective_s(collectives.all_gather_s, whole, group)
     if plan.context_method == "ring":
         return gather_s, 2.0 * gather_s
     return gather_s, gather_s + setting.collective_s(collectives.reduce_scatter_s, whole, group)
+
+
+def _dealt_width(setting: Setting, layer: Layer) -> Number:
+    """Elements of keys and values that a token brings to the all-to-all of ulysses: every context rank needs a head of
+    its own, so that fewer grouped heads than ranks are repeated; latent ones are expanded first."""
+    attention, plan = layer.attention, setting.plan
+    if attention.kind == "mla":
+        return (query_width(attention) + attention.heads * attention.value_head_dim) / plan.tensor
+    heads = np.maximum(attention.kv_heads / plan.tensor, plan.context)
+    return heads * (attention.head_dim + attention.value_head_dim)
 
 
 def distinct(places: Number, choices: Number) -> Number:
