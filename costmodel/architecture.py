@@ -36,8 +36,23 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class ProductKeys:
+    """A memory layer in place of an MLP: `keys`^2 values as wide as the model, found by product keys
+    (`costmodel.product_keys`). Each of `heads` queries of `key_width` chooses `neighbours` values; `gated` adds a
+    gate and an output projection; layers that share values have one owner (`owns_values`)."""
+
+    keys: int = 1024
+    heads: int = 4
+    neighbours: int = 32
+    key_width: int = 512
+    gated: bool = True
+    sharers: int = 1  # layers that read the values
+    owns_values: bool = True
+
+
+@dataclass(frozen=True)
 class FeedForward:
-    """A dense MLP (`experts` == 0) or a mixture of experts of the same shape.
+    """A dense MLP (`experts` == 0), a mixture of experts of the same shape, or a memory layer.
 
     `width` is the inner width of the dense MLP or of one expert; `gated` adds the gate projection (SwiGLU,
     GeGLU). `shared_width` is the total inner width of the always-used experts beside the routed ones.
@@ -51,6 +66,7 @@ class FeedForward:
     shared_width: int = 0
     shared_gate: bool = False  # one scalar gate (hidden weights) on the shared expert (Qwen2-MoE)
     router_bias: bool = False
+    memory: ProductKeys | None = None  # in place of all else (width 0)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ memory-bound operators are those of an ideally fused kernel (each input read onc
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from costmodel.architecture import Attention, FeedForward, Layer, Model
+from costmodel import product_keys
+from costmodel.architecture import Attention, FeedForward, Layer, Model, ProductKeys
 
 Number = Any  # float or NumPy array; all arithmetic below broadcasts
 
 ACTIVATION_BYTES = 2.0
+FORWARD, INPUT, WEIGHT = "forward", "input", "weight"  # the products of a linear layer: result and two gradients
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Operator:
 
     category: "gemm" (m, n, k, with `groups` equal problems: experts), "attention", or "memory_bound".
     `backward_flops` holds the input gradient and `weight_flops` the weight gradient (zero without a weight).
+    `products`: which of the three products of a gemm run (`only`); `routed`: its weights are those of experts;
+    `once`: its result is kept, so that recomputation of single modules does not run it again.
     """
 
     name: str
@@ -83,6 +87,9 @@ class Operator:
     head_dim: int = 0
     sequence: Number = 0
     narrow: bool = True  # follows an fp8 or fp4 recipe; the head and the router stay in bf16
+    products: tuple[str, ...] = (FORWARD, INPUT, WEIGHT)
+    routed: bool = False
+    once: bool = False
 
 
 def gemm(name: str, m: Number, n: Number, k: Number, groups: Number = 1, narrow: bool = True) -> Operator:
@@ -102,6 +109,21 @@ def gemm(name: str, m: Number, n: Number, k: Number, groups: Number = 1, narrow:
         k=k,
         groups=groups,
         narrow=narrow,
+    )
+
+
+def only(operator: Operator, *products: str) -> Operator:
+    """The operator with some of its products alone: a frozen weight has no WEIGHT, what is made for the backward
+    pass to use neither gradient."""
+    kept = tuple(one for one in operator.products if one in products)
+    return replace(
+        operator,
+        products=kept,
+        forward_flops=operator.forward_flops * (FORWARD in kept),
+        forward_bytes=operator.forward_bytes * (FORWARD in kept),
+        backward_flops=operator.backward_flops * (INPUT in kept),
+        weight_flops=operator.weight_flops * (WEIGHT in kept),
+        backward_bytes=operator.backward_bytes * ((INPUT in kept) + (WEIGHT in kept)) / 2.0,
     )
 
 
@@ -194,6 +216,8 @@ def feed_forward_operators(feed_forward: FeedForward, hidden: int, shard: Shard)
     """The dense MLP, or router, permutation, routed and shared experts (balanced load)."""
     inner = 2 if feed_forward.gated else 1
     tokens, t = shard.tokens, shard.tensor
+    if feed_forward.memory:
+        return lookup_operators(feed_forward.memory, hidden, shard)
     if not feed_forward.experts:
         width = feed_forward.width / t
         return (
@@ -208,9 +232,9 @@ def feed_forward_operators(feed_forward: FeedForward, hidden: int, shard: Shard)
     operators = [
         gemm("router", tokens / t, feed_forward.experts, hidden, narrow=False),
         memory_bound("permute", moved, moved),
-        gemm("experts_up", rows / local, inner * width, hidden, groups=local),
+        replace(gemm("experts_up", rows / local, inner * width, hidden, groups=local), routed=True),
         _activation("expert_activation", rows, width, feed_forward.gated),
-        gemm("experts_down", rows / local, hidden, width, groups=local),
+        replace(gemm("experts_down", rows / local, hidden, width, groups=local), routed=True),
         memory_bound("unpermute", moved, moved),
     ]
     if feed_forward.shared_width:
@@ -219,6 +243,28 @@ def feed_forward_operators(feed_forward: FeedForward, hidden: int, shard: Shard)
             gemm("shared_up", tokens, inner * shared, hidden),
             _activation("shared_activation", tokens, shared, feed_forward.gated),
             gemm("shared_down", tokens, hidden, shared),
+        ]
+    return tuple(operators)
+
+
+def lookup_operators(memory: ProductKeys, hidden: int, shard: Shard) -> tuple[Operator, ...]:
+    """A product-key memory (`costmodel.product_keys`): queries, scores of both half keys, selection, the weighted sum
+    of the chosen values, and the gate with its two projections."""
+    tokens, half = shard.tokens, memory.key_width // 2
+    scores = ACTIVATION_BYTES * tokens * 2 * memory.heads * memory.keys
+    read = product_keys.read_bytes(memory, hidden) * tokens
+    operators = [
+        gemm("memory_query", tokens, memory.heads * memory.key_width, hidden),
+        gemm("memory_scores", tokens, memory.keys, half, groups=2 * memory.heads, narrow=False),
+        memory_bound("memory_selection", scores, scores),
+        # backward: the rows again for the gradient of the scores, and their gradients read and written
+        memory_bound("memory_lookup", read, 3.0 * read),
+    ]
+    if memory.gated:
+        operators += [
+            gemm("memory_gate", tokens, hidden, hidden),
+            _activation("memory_activation", tokens, hidden, True),
+            gemm("memory_output", tokens, hidden, hidden),
         ]
     return tuple(operators)
 
@@ -241,22 +287,6 @@ def layer_operators(model: Model, layer: Layer, shard: Shard) -> tuple[Operator,
 def embedding_operators(model: Model, shard: Shard) -> tuple[Operator, ...]:
     moved = 2 * ACTIVATION_BYTES * shard.tokens * model.hidden
     return (memory_bound("embedding", moved, 1.5 * moved),)
-
-
-def adapter_operators(attention: Attention, hidden: int, shard: Shard, rank: int) -> tuple[Operator, ...]:
-    """Low-rank adapters on the input and output projections of attention (LoRA, arXiv 2106.09685), with the
-    addition of their results. Adapters stay in bf16."""
-    tokens, t = shard.tokens, shard.tensor
-    inputs = (query_width(attention) + attention.kv_heads * (attention.head_dim + attention.value_head_dim)) / t
-    output = attention.heads * attention.value_head_dim / t
-    added = 3 * ACTIVATION_BYTES * tokens * (inputs + hidden)
-    return (
-        gemm("adapter_input_down", tokens, rank, hidden, narrow=False),
-        gemm("adapter_input_up", tokens, inputs, rank, narrow=False),
-        gemm("adapter_output_down", tokens, rank, output, narrow=False),
-        gemm("adapter_output_up", tokens, hidden, rank, narrow=False),
-        memory_bound("adapter_add", added, 0.0 * added),
-    )
 
 
 def head_operators(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from costmodel import product_keys
 from costmodel.architecture import Attention, FeedForward, Layer, Model
 
 
@@ -69,8 +70,15 @@ def expert_parameters(feed_forward: FeedForward, hidden: int) -> int:
 
 
 def dense_feed_forward_parameters(feed_forward: FeedForward, hidden: int) -> int:
-    """The dense MLP of a layer with its biases, 0 where the layer has experts."""
+    """The dense MLP of a layer with its biases, 0 where the layer has experts; of a memory all but its values."""
+    if feed_forward.memory:
+        return product_keys.dense_parameters(feed_forward.memory, hidden)
     return 0 if feed_forward.experts else expert_parameters(feed_forward, hidden)
+
+
+def memory_value_parameters(feed_forward: FeedForward, hidden: int) -> int:
+    """The values of a memory layer that owns some, 0 otherwise."""
+    return product_keys.value_parameters(feed_forward.memory, hidden) if feed_forward.memory else 0
 
 
 def routed_expert_parameters(feed_forward: FeedForward, hidden: int) -> int:
@@ -89,35 +97,38 @@ def router_parameters(feed_forward: FeedForward, hidden: int) -> int:
     return feed_forward.experts * (hidden + feed_forward.router_bias)
 
 
-def adapter_parameters(attention: Attention, hidden: int, rank: int) -> int:
-    """Low-rank adapters (LoRA, arXiv:2106.09685) on the input and output projections of one attention block."""
-    inputs = attention.heads * (attention.head_dim + attention.rope_head_dim)
-    inputs += attention.kv_heads * (attention.head_dim + attention.value_head_dim)
-    return rank * (hidden + inputs) + rank * (attention.heads * attention.value_head_dim + hidden)
-
-
 def norm_parameters(norm: str, hidden: int) -> int:
     """One norm over the hidden width: weight and bias for "layer", weight alone otherwise."""
     return (2 if norm == "layer" else 1) * hidden
+
+
+def sparse_parameters(feed_forward: FeedForward, hidden: int) -> int:
+    """What expert parallelism spreads over its ranks: routed experts, and the values of a memory layer."""
+    return routed_expert_parameters(feed_forward, hidden) + memory_value_parameters(feed_forward, hidden)
 
 
 def layer_parameters(layer: Layer, hidden: int, norm: str = "rms") -> int:
     """All parameters of one transformer layer."""
     ffn = layer.feed_forward
     return (attention_parameters(layer.attention, hidden) + dense_feed_forward_parameters(ffn, hidden)
-            + routed_expert_parameters(ffn, hidden) + shared_expert_parameters(ffn, hidden)
+            + sparse_parameters(ffn, hidden) + shared_expert_parameters(ffn, hidden)
             + router_parameters(ffn, hidden)
             + layer.norms * norm_parameters(norm, hidden))
 
 
 def idle_parameters(layer: Layer, hidden: int) -> int:
-    """Parameters of the routed experts of a layer that one token does not visit."""
+    """Parameters of the routed experts, or values, of a layer that one token does not visit."""
     ffn = layer.feed_forward
+    if ffn.memory:
+        return product_keys.idle_parameters(ffn.memory, hidden)
     return (ffn.experts - ffn.experts_per_token) * expert_parameters(ffn, hidden)
 
 
 def feed_forward_matmul_parameters_per_token(feed_forward: FeedForward, hidden: int) -> int:
-    """Matrix parameters one token passes: dense MLP, or top-k and shared experts, shared gate and router."""
+    """Matrix parameters one token passes: dense MLP, or top-k and shared experts, shared gate and router; those of a
+    memory layer."""
+    if feed_forward.memory:
+        return product_keys.matmul_parameters(feed_forward.memory, hidden)
     visits = feed_forward.experts_per_token if feed_forward.experts else 1
     routed = visits * _mlp_matmul_parameters(feed_forward.width, feed_forward.gated, hidden)
     return routed + shared_expert_parameters(feed_forward, hidden) + feed_forward.experts * hidden
@@ -177,6 +188,7 @@ def by_component(model: Model) -> dict[str, int]:
         "attention": sum(attention_parameters(layer.attention, h) for layer in model.layers),
         "feed_forward": over_layers(dense_feed_forward_parameters),
         "routed_experts": over_layers(routed_expert_parameters),
+        "memory_values": over_layers(memory_value_parameters),
         "shared_experts": over_layers(shared_expert_parameters),
         "router": over_layers(router_parameters),
         "norms": norms * norm_parameters(model.norm, h),

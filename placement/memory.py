@@ -21,6 +21,7 @@ from placement.state_traffic import ChunkTraffic, degrees
 from placement.states import State
 from placement.units import Unit, chunk_units, merged
 
+MODEL_STATES = (State.PARAMETERS, State.OPTIMIZER, State.GRADIENTS)
 MIB = 2.0**20
 WORKSPACE_BYTES = {"ampere": 56 * MIB, "hopper": 72 * MIB, "blackwell": 92 * MIB}
 WORKSPACE_SOURCE = "memory_notes.md A4 (cuBLAS and Transformer Engine workspace by generation)"
@@ -39,13 +40,12 @@ def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]
     placement = setting.placement
     held: dict[str, Number] = {}
     for unit in [merged(units)]:
-        for whole, trainable, experts in unit.weights:
+        for (whole, trainable, experts), spared in zip(unit.weights, unit.spared, strict=True):
             ranks = degrees(setting, experts)
-            found = semantics.resident_bytes(placement, trainable, ranks)
-            found[State.PARAMETERS] = semantics.resident_bytes(placement, whole, ranks)[State.PARAMETERS]
-            for state, size_bytes in found.items():
-                if state is not State.ACTIVATIONS:
-                    held[str(state)] = held.get(str(state), 0.0) + size_bytes
+            for state in MODEL_STATES:
+                count = whole if state is State.PARAMETERS else spared.left(trainable, state, placement.state_bytes)
+                size_bytes = semantics.resident_bytes(placement, count, ranks)[state]
+                held[str(state)] = held.get(str(state), 0.0) + size_bytes
     held["workspace"] = workspace_bytes(setting.cluster.accelerator)
     return held
 
@@ -56,10 +56,10 @@ def host_bytes(setting: Setting) -> Number:
     states = [state for state in State if state is not State.ACTIVATIONS and placement.offloaded(state)]
     held: Number = 0.0
     for unit in [merged(units) for units in chunk_units(setting)] if states else []:
-        for whole, trainable, experts in unit.weights:
+        for (whole, trainable, experts), spared in zip(unit.weights, unit.spared, strict=True):
             for state in states:
                 ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))
-                count = whole if state is State.PARAMETERS else trainable
+                count = whole if state is State.PARAMETERS else spared.left(trainable, state, placement.state_bytes)
                 held = held + count * placement.state_bytes.of(state) / ranks
     return held / setting.plan.pipeline
 

@@ -13,22 +13,24 @@ from functools import cached_property
 
 import numpy as np
 
-from costmodel import collectives, constants, network
+from costmodel import collectives, constants, network, parameters, techniques, work
 from costmodel.architecture import Layer, Model
 from costmodel.constants import Constants
 from costmodel.hardware import Cluster, capped
-from costmodel.kernels import OPERAND_BYTES, Pricer
+from costmodel.kernels import OPERAND_BYTES, Pricer, peak_flops_per_s
 from costmodel.operators import (
+    FORWARD,
+    INPUT,
+    WEIGHT,
     Number,
     Operator,
     Shard,
-    adapter_operators,
     embedding_operators,
     head_operators,
-    layer_operators,
     query_width,
 )
 from costmodel.stack import LOGIT_BYTES, Stack, waiting_for_host_s
+from costmodel.work import Case, Weights, Work
 from placement import strategies
 from placement.plan import Plan
 from placement.states import Axis, Mode, Placement, State, state_bytes
@@ -126,23 +128,48 @@ class PassPrice:
     weight: Seconds = field(default_factory=dict)
 
 
-def _operators_price(setting: Setting, operators: tuple[Operator, ...], frozen: bool = False) -> PassPrice:
-    """Compute of some operators; frozen weights have an input gradient only."""
+def layer_work(setting: Setting, layer: Layer, recompute: str | None = None) -> Work:
+    """What a layer asks of one accelerator, changed by the plan's techniques; `recompute` in place of the plan's."""
+    stack, plan = setting.stack, setting.plan
+    case = Case(setting.model, layer, setting.shard, plan.recompute if recompute is None else recompute)
+    width = min(OPERAND_BYTES[plan.precision], 2.0)
+    plain = work.layer_work(case, stack.execution, stack.attention, width, stack.moe_dispatcher)
+    return techniques.changed(plain, plan.changes, case)
+
+
+def _operators_price(setting: Setting, operators: tuple[Operator, ...]) -> PassPrice:
+    """Compute of some operators; of a linear layer those of its three products that it runs."""
     pricer = setting.pricer
     whole = setting.stack.attention_backward == "whole"
     forward: Seconds = {}
     backward: Seconds = {}
     weight: Seconds = {}
     for operator in operators:
-        add(forward, pricer.forward_s(operator))
-        if operator.category == "gemm" and not frozen:
-            add(weight, {"gemm": pricer.gemm_s(operator, operator.k, operator.n, operator.m)})
-        if frozen and operator.category == "gemm":
-            add(backward, {"gemm": pricer.gemm_s(operator, operator.m, operator.k, operator.n)})
-        else:
+        m, n, k, products = operator.m, operator.n, operator.k, operator.products
+        if FORWARD in products:
+            add(forward, pricer.forward_s(operator))
+        if operator.category != "gemm":
             squared = whole and operator.category == "attention"
             add(backward, pricer.backward_s(operator), WHOLE_SQUARE if squared else 1.0)
+            continue
+        if WEIGHT in products:
+            add(weight, {"gemm": pricer.gemm_s(operator, k, n, m)})
+        if INPUT in products and WEIGHT in products:
+            add(backward, pricer.backward_s(operator))
+        elif INPUT in products:
+            add(backward, {"gemm": pricer.gemm_s(operator, m, k, n)})
+        elif WEIGHT in products:
+            add(backward, {"gemm": pricer.gemm_s(operator, k, n, m)})
     return PassPrice(forward, backward, weight)
+
+
+def update_s(setting: Setting, asked: Work) -> Number:
+    """Seconds that the optimizer step takes beside Adam on the whole of a layer's weights on this rank: products that
+    techniques run there, and fp32 arithmetic at the peak of the vector units."""
+    seconds: Number = sum((total(setting.pricer.forward_s(one)) for one in asked.update), 0.0)
+    if np.any(asked.update_flops):
+        seconds = seconds + asked.update_flops / peak_flops_per_s(setting.pricer.accelerator, "fp32")
+    return seconds
 
 
 def overlapped(communication_s: Number, beside_s: Number, overlap_cost: Number) -> tuple[Number, Number]:
@@ -284,26 +311,10 @@ def _with_host(setting: Setting, price: PassPrice, host_s: Number) -> PassPrice:
     return PassPrice(forward, backward, price.weight)
 
 
-def _joined(*prices: PassPrice) -> PassPrice:
-    forward: Seconds = {}
-    backward: Seconds = {}
-    weight: Seconds = {}
-    for price in prices:
-        add(forward, price.forward)
-        add(backward, price.backward)
-        add(weight, price.weight)
-    return PassPrice(forward, backward, weight)
-
-
 def layer_price(setting: Setting, layer: Layer) -> PassPrice:
     """One layer and pass: compute, its communication, and what recomputation repeats within the backward pass."""
-    plan, model, shard = setting.plan, setting.model, setting.shard
-    operators = layer_operators(model, layer, shard)
-    frozen = plan.trainable == "lora"
-    price = _operators_price(setting, operators, frozen)
-    if frozen:
-        adapters = adapter_operators(layer.attention, model.hidden, shard, plan.lora_rank)
-        price = _joined(price, _operators_price(setting, adapters))
+    plan = setting.plan
+    price = _operators_price(setting, layer_work(setting, layer).operators)
     host_s = setting.stack.host_s(bool(layer.feed_forward.experts), plan.tensor) * setting.constants.host
     price = _with_host(setting, _with_communication(setting, layer, price), host_s)
     repeated = repeated_s(setting, layer, price) if plan.recompute_chunks is None else 0.0
@@ -320,16 +331,28 @@ def repeated_s(setting: Setting, layer: Layer, price: PassPrice) -> Number:
     if level in ("none", "full"):
         return total(price.forward) if level == "full" else 0.0
     repeats = "attention" if level == "selective" else "memory_bound"
-    again = (one for one in layer_operators(setting.model, layer, setting.shard) if one.category == repeats)
+    again = (one for one in layer_work(setting, layer).operators if one.category == repeats and not one.once)
     return total(_operators_price(setting, tuple(again)).forward)
+
+
+def end_work(setting: Setting) -> tuple[Work, Work]:
+    """(embedding, head): operators and weights, changed by the plan's techniques. A tied head on another stage holds
+    its own copy; the final norm and learned positions go with the head."""
+    model, plan, stack = setting.model, setting.plan, setting.stack
+    embedding = parameters.embedding_parameters(model)
+    layers = sum(parameters.layer_parameters(layer, model.hidden, model.norm) for layer in model.layers)
+    rest = parameters.count(model) - layers - embedding
+    if model.tied_embeddings and plan.pipeline > 1:
+        rest += model.vocabulary * model.hidden
+    # the fp32 chains are counted as they are moved, whatever the execution
+    counted = 1.0 if stack.cross_entropy == "fused" else setting.traffic_factor
+    forward, backward = (size_bytes / counted for size_bytes in LOGIT_BYTES[stack.cross_entropy])
+    first = Work(embedding_operators(model, setting.shard), Weights.trained(embedding / plan.tensor))
+    last = Work(head_operators(model, setting.shard, (forward, backward)), Weights.trained(rest / plan.tensor))
+    return techniques.changed_end(first, plan.changes), techniques.changed_end(last, plan.changes)
 
 
 def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
     """(embedding, head): what the first and the last chunk do beside their layers."""
-    stack, shard, frozen = setting.stack, setting.shard, setting.plan.trainable == "lora"
-    embedding = _operators_price(setting, embedding_operators(setting.model, shard))
-    # the fp32 chains are counted as they are moved, whatever the execution
-    counted = 1.0 if stack.cross_entropy == "fused" else setting.traffic_factor
-    forward, backward = (size_bytes / counted for size_bytes in LOGIT_BYTES[stack.cross_entropy])
-    head = _operators_price(setting, head_operators(setting.model, shard, (forward, backward)), frozen)
-    return embedding, _with_host(setting, head, stack.host_head_s / 2.0 * setting.constants.host)
+    embedding, head = (_operators_price(setting, one.operators) for one in end_work(setting))
+    return embedding, _with_host(setting, head, setting.stack.host_head_s / 2.0 * setting.constants.host)

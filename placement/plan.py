@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from costmodel.techniques import Technique, of_trainable
 from placement.states import Placement
 
 Number = Any  # int or NumPy integer array
@@ -34,9 +35,9 @@ class Plan:
     expert: Number = 1
     expert_tensor: Number = 1
     context_method: str = "all-gather"  # all-gather | ring | ulysses
-    stage_layers: str | tuple[int, ...] = "even"  # even | balanced | layers per chunk in model order
     context_groups: str = "static"  # of placement.context_groups: which ranks share a sequence of unequal ones
     selective_offload: bool = False  # long sequences of unequal ones on fewer ranks, partly kept on the host
+    stage_layers: str | tuple[int, ...] = "even"  # even | balanced | layers per chunk in model order
     schedule: str = "1f1b"
     segments: Number = 1  # parts of a sequence that go through the pipeline one by one (schedules that cut it)
     in_flight_limit: float | None = None  # micro-batches of activations a rank may hold (schedules that take one)
@@ -51,6 +52,12 @@ class Plan:
     precision: str = "bf16"  # of the linear layers (costmodel.kernels.PEAK_OF_PRECISION)
     trainable: str = "all"  # all | lora: adapters of `lora_rank` on the attention projections, the rest frozen
     lora_rank: int = 16
+    techniques: tuple[Technique, ...] = ()  # applied in this order (costmodel.techniques)
+
+    @property
+    def changes(self) -> tuple[Technique, ...]:
+        """Every technique of the plan, with what `trainable` stands for."""
+        return of_trainable(self.trainable, self.lora_rank) + self.techniques
 
     @property
     def gpus(self) -> Number:

@@ -73,19 +73,25 @@ def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
     found: list[tuple[Communication, Number]] = []
     gathered: Number = 0.0
     gradient: Number = 0.0
-    for held, trainable, experts in unit.weights:
+    sizes = placement.state_bytes
+    for (held, trainable, experts), spared in zip(unit.weights, unit.spared, strict=True):
         if not np.any(held):
             continue
         ranks, stride = degrees(setting, experts), plan.expert * plan.expert_tensor if experts else plan.tensor
         use = semantics.communications(placement, held, ranks)
         update = semantics.communications(placement, trainable, ranks)
         changed = [one for one in update if one.state is State.GRADIENTS or one.phase is Phase.UPDATE]
+        reduced = spared.left(trainable, State.GRADIENTS, sizes)
+        if not spared.nothing:
+            fewer = semantics.communications(placement, reduced, ranks)
+            changed = [one for one in changed if one.state is not State.GRADIENTS]
+            changed += [one for one in fewer if one.state is State.GRADIENTS]
         used = [one for one in use if one.state is State.PARAMETERS and one.phase is not Phase.UPDATE]
         found += [(one, _seconds(setting, one, ranks, stride)) for one in used + changed]
         transient = semantics.transient_bytes(placement, held, prefetch=1, degrees=ranks)
         gathered = gathered + transient[State.PARAMETERS]
         if np.any(trainable):
-            gradient = gradient + transient[State.GRADIENTS] * trainable / held
+            gradient = gradient + transient[State.GRADIENTS] * reduced / held
 
     def pick(state: State, phases: tuple[Phase, ...], per: Span) -> Number:
         return _sum(s for one, s in found if one.state is state and one.phase in phases and one.per is per)
@@ -107,19 +113,23 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
     """Adam on this rank's shard: read gradient, weight, two moments; write weight, moments and the 2-byte copy.
 
     Bytes: 4 + 12 + 12 + 2 and 4 more for the gradient norm, at memory bandwidth; on the host where the
-    optimizer lies there (its share of the node's DRAM bandwidth).
+    optimizer lies there (its share of the node's DRAM bandwidth). Without moments 16 fewer, without a gradient 8;
+    what techniques do beside Adam is shared by the ranks like the rest, and stays on the device.
     """
     placement = setting.placement
     moved: Number = 0.0
+    beside_s: Number = 0.0
     for unit in units:
-        for _, trainable, experts in unit.weights:
+        for (_, trainable, experts), spared in zip(unit.weights, unit.spared, strict=True):
             ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, experts))
-            moved = moved + 34.0 * trainable / ranks
+            moved = moved + (34.0 * trainable - 16.0 * spared.moments - 8.0 * spared.gradients) / ranks
+        ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, False))
+        beside_s = beside_s + unit.update_s / ranks
     if placement.offloaded(State.OPTIMIZER) and placement.host_update:
         node = setting.cluster.node
         host = next(tier for tier in node.tiers if tier.name == "host")
-        return moved / (host.read_bandwidth_bytes_per_s / node.accelerators)
-    return setting.pricer.memory_s(moved)
+        return moved / (host.read_bandwidth_bytes_per_s / node.accelerators) + beside_s
+    return setting.pricer.memory_s(moved) + beside_s
 
 
 def norm_reduction_s(setting: Setting) -> Number:

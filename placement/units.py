@@ -13,13 +13,51 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from costmodel import parameters
-from costmodel.activations import head_bytes, layer_bytes
+from costmodel.activations import head_bytes, total_bytes
 from costmodel.architecture import Layer
-from costmodel.kernels import OPERAND_BYTES
-from costmodel.operators import Number, layer_operators
+from costmodel.operators import WEIGHT, Number
+from costmodel.work import Weights
 from placement import hops, schedules
-from placement.passes import PassPrice, Seconds, Setting, add, end_prices, layer_price, repeated_s
+from placement.passes import (
+    PassPrice,
+    Seconds,
+    Setting,
+    add,
+    end_prices,
+    end_work,
+    layer_price,
+    layer_work,
+    repeated_s,
+    update_s,
+)
 from placement.plan import layers_of_chunks
+from placement.states import State, StateBytes
+
+MOMENT_BYTES = 8.0  # Adam's two moments in fp32; a preset with fewer optimizer bytes has nothing but moments
+
+
+@dataclass(frozen=True)
+class Spared:
+    """What trainable weights need less than a gradient and Adam's two moments each, in parameters' worth."""
+
+    gradients: Number = 0.0
+    moments: Number = 0.0
+
+    @classmethod
+    def of(cls, weights: Weights) -> Spared:
+        return cls(weights.trainable - weights.gradients, weights.trainable - weights.moments)
+
+    @property
+    def nothing(self) -> bool:
+        return not np.any(self.gradients) and not np.any(self.moments)
+
+    def left(self, trainable: Number, state: State, sizes: StateBytes) -> Number:
+        """As many weights as would take the bytes of a state that `trainable` ones take."""
+        if state is State.GRADIENTS:
+            return trainable - self.gradients
+        if state is State.OPTIMIZER:
+            return trainable - self.moments * min(MOMENT_BYTES, sizes.optimizer) / sizes.optimizer
+        return trainable
 
 
 @dataclass(frozen=True)
@@ -32,6 +70,8 @@ class Unit:
     the part of saved_bytes that logits take, `weight_bytes` what a split backward pass keeps for the weight
     gradients: inputs and output gradients of the linear layers (32 s b h a layer; arXiv 2401.10241, table 1).
     `again_s` is what a pass takes that recomputes before the backward pass (R), and `again_bytes` what it makes.
+    Techniques: `spared_dense` and `spared_experts` of the trainable weights' states, `update_s` beside Adam once a
+    step for all of these weights, before data ranks share it.
     """
 
     price: PassPrice
@@ -45,6 +85,14 @@ class Unit:
     weight_bytes: Number = 0.0
     again_s: Number = 0.0
     again_bytes: Number = 0.0
+    spared_dense: Spared = Spared()
+    spared_experts: Spared = Spared()
+    update_s: Number = 0.0
+
+    @property
+    def spared(self) -> tuple[Spared, Spared]:
+        """What the two kinds of `weights` are spared, in their order."""
+        return self.spared_dense, self.spared_experts
 
     @property
     def weights(self) -> tuple[tuple[Number, Number, bool], ...]:
@@ -55,60 +103,46 @@ class Unit:
         )
 
 
-def layer_parameters(setting: Setting, layer: Layer) -> tuple[Number, Number]:
-    """(dense, expert) parameters of one layer on one accelerator; norms and the router are on every rank."""
-    model, plan = setting.model, setting.plan
-    experts = parameters.routed_expert_parameters(layer.feed_forward, model.hidden)
-    whole = parameters.layer_parameters(layer, model.hidden, model.norm)
-    router = parameters.router_parameters(layer.feed_forward, model.hidden)
-    norms = layer.norms * parameters.norm_parameters(model.norm, model.hidden)
-    split = whole - experts - router - norms
-    return split / plan.tensor + router + norms, experts / (plan.expert * plan.expert_tensor)
-
-
 def _layer_unit(setting: Setting, layer: Layer) -> Unit:
-    stack, model = setting.stack, setting.model
-    width = min(OPERAND_BYTES[setting.plan.precision], 2.0)
-
-    def saved(recompute: str) -> Number:
-        return setting.widening * layer_bytes(
-            model, layer, setting.shard, stack.execution, stack.attention, recompute, width, stack.moe_dispatcher
-        )
-
-    kept, whole = saved(setting.plan.recompute), saved("none")
+    done = layer_work(setting, layer)
+    kept = setting.widening * total_bytes(done.kept)
+    whole = setting.widening * total_bytes(layer_work(setting, layer, "none").kept)
     dropped = whole - kept if setting.plan.recompute != "none" else 0.0 * whole
-    held = layer_parameters(setting, layer)
-    trainable = held
-    if setting.plan.trainable == "lora":
-        trainable = (parameters.adapter_parameters(layer.attention, model.hidden, setting.plan.lora_rank), 0.0)
     operands = 2.0 * setting.widening * sum(
         operator.m * (operator.k + operator.n) * operator.groups
-        for operator in layer_operators(model, layer, setting.shard) if operator.category == "gemm"
+        for operator in done.operators if WEIGHT in operator.products and operator.category == "gemm"
     )
     price = layer_price(setting, layer)
+    plain = Unit(
+        price,
+        done.dense.held,
+        done.sparse.held,
+        done.dense.trainable,
+        done.sparse.trainable,
+        kept,
+        dropped,
+        weight_bytes=operands,
+        spared_dense=Spared.of(done.dense),
+        spared_experts=Spared.of(done.sparse),
+        update_s=update_s(setting, done),
+    )
     if setting.plan.recompute_chunks is None:
-        return Unit(price, *held, *trainable, kept, dropped, weight_bytes=operands)
+        return plain
     again_s = repeated_s(setting, layer, price)
-    return Unit(price, *held, *trainable, whole, 0.0 * whole, 0.0, operands, again_s, dropped)
+    return replace(plain, saved_bytes=whole, working_bytes=0.0 * whole, again_s=again_s, again_bytes=dropped)
 
 
 def _ends(setting: Setting) -> tuple[Unit, Unit]:
-    """The embedding, and the head with its logits. A tied head on another stage holds its own copy."""
-    model, plan = setting.model, setting.plan
+    """The embedding, and the head with its logits."""
+    model, (first, last) = setting.model, [one.dense for one in end_work(setting)]
     embedding_price, head_price = end_prices(setting)
-    embedding = parameters.embedding_parameters(model)
-    layers = sum(parameters.layer_parameters(layer, model.hidden, model.norm) for layer in model.layers)
-    # what is neither layer nor embedding: an untied head, the final norm, learned positions
-    rest = parameters.count(model) - layers - embedding
-    if model.tied_embeddings and plan.pipeline > 1:
-        rest += model.vocabulary * model.hidden
     logits = setting.widening * head_bytes(model, setting.shard, setting.stack.execution)
-    trained = 0.0 if plan.trainable == "lora" else 1.0 / plan.tensor
     # the gradient of the table is dense and made whole before it is added up (torch's embedding_dense_backward)
-    made = 2.0 * setting.widening * model.vocabulary * model.hidden * trained
+    table = float(np.any(first.trainable)) / setting.plan.tensor
+    made = 2.0 * setting.widening * model.vocabulary * model.hidden * table
     return (
-        Unit(embedding_price, embedding / plan.tensor, 0.0, embedding * trained, 0.0, 0.0, made),
-        Unit(head_price, rest / plan.tensor, 0.0, rest * trained, 0.0, logits, 0.0, logits),
+        Unit(embedding_price, first.held, 0.0, first.trainable, 0.0, 0.0, made, spared_dense=Spared.of(first)),
+        Unit(head_price, last.held, 0.0, last.trainable, 0.0, logits, 0.0, logits, spared_dense=Spared.of(last)),
     )
 
 
@@ -146,7 +180,15 @@ def merged(units: Sequence[Unit]) -> Unit:
         sum(times * unit.weight_bytes for unit, times in distinct),
         sum(times * unit.again_s for unit, times in distinct),
         sum(times * unit.again_bytes for unit, times in distinct),
+        _spared([(unit.spared_dense, times) for unit, times in distinct]),
+        _spared([(unit.spared_experts, times) for unit, times in distinct]),
+        sum(times * unit.update_s for unit, times in distinct),
     )
+
+
+def _spared(counted: Sequence[tuple[Spared, int]]) -> Spared:
+    gradients = sum(times * one.gradients for one, times in counted)
+    return Spared(gradients, sum(times * one.moments for one, times in counted))
 
 
 def vocabulary_share(setting: Setting) -> Unit:
@@ -155,7 +197,7 @@ def vocabulary_share(setting: Setting) -> Unit:
     split = -(-setting.model.vocabulary // int(setting.plan.pipeline))
     _, head = _ends(replace(setting, model=replace(setting.model, vocabulary=split)))
     held = parameters.embedding_parameters(setting.model) / setting.plan.pipeline / setting.plan.tensor
-    trained = 0.0 if setting.plan.trainable == "lora" else held
+    trained = held * float(np.any(head.trainable_dense))
     return replace(
         head,
         dense_parameters=head.dense_parameters + held,
