@@ -91,7 +91,7 @@ class Counts:
     """How many combinations there are, and how many are left after each sieve."""
 
     combinations: int = 0
-    placed: int = 0  # whose degrees multiply to the accelerators
+    placed: int = 0  # whose degrees the accelerators can be dealt to
     distinct: int = 0
     priced: int = 0  # of these: what must divide does
     feasible: int = 0

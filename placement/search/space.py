@@ -122,13 +122,13 @@ def blocks(space: Space, model: Model, gpus: int) -> Iterator[Block]:
 
 
 def meshes(space: Space, ranks: int) -> list[tuple[int, int, int, int]]:
-    """The degrees that divide the ranks of a stage."""
+    """The degrees that the ranks of a stage can be dealt to: tensor x context, and the groups of experts."""
     found = product(*(space.values(key) for key in MESH))
-    return [degrees for degrees in found if ranks % (degrees[0] * degrees[1]) == 0]
+    return [of for of in found if ranks % (of[0] * of[1]) == 0 and ranks % (of[2] * of[3]) == 0]
 
 
 def placed(space: Space, gpus: int) -> int:
-    """How many combinations have degrees that multiply to the accelerators."""
+    """How many combinations have degrees that the accelerators can be dealt to."""
     fitting = sum(
         len(meshes(space, gpus // stages)) for stages in space.values("plan.pipeline") if gpus % stages == 0
     )

@@ -252,7 +252,7 @@ def _rejected(found: Outcome) -> list[dict[str, Any]]:
     counts = found.counts
     reasons = dict(counts.rejected)
     if counts.combinations > counts.placed:
-        reasons["degrees do not multiply to the GPUs"] = counts.combinations - counts.placed
+        reasons["degrees that the GPUs cannot be dealt to"] = counts.combinations - counts.placed
     if counts.placed > counts.distinct:
         reasons["the same plan as another combination"] = counts.placed - counts.distinct
     return [{"reason": reason, "plans": plans} for reason, plans in sorted(reasons.items(), key=lambda of: -of[1])]
