@@ -10,11 +10,13 @@ from costmodel import catalog, huggingface
 from costmodel.architecture import Model
 from costmodel.hardware import Cluster
 from costmodel.huggingface.fields import ALIASES
+from costmodel.product_keys import MemoryLayerError, MemoryLayers, with_memory
 from placement import schedules
 from placement.plan import Plan
 from placement.schedules import ScheduleError
 from placement.schedules.files import is_file
 from placement.sequences import Empirical, Law, fitted
+from scenarios import technique_keys
 from scenarios.errors import nearest
 from scenarios.schema import ModelChoice, PlanBlock, Scenario, WorkloadBlock
 from simulator.inputs import TrainingInputs
@@ -60,10 +62,19 @@ def with_schedule_file(scenario: Scenario, folder: Path) -> Scenario:
 
 
 def build_model(choice: ModelChoice, folder: Path) -> Model:
-    """A model of the catalogue or of a config.json, with the config keys of `set` replaced.
-
-    Raises BuildError, with the key that is to blame.
+    """A model of the catalogue or of a config.json, with the config keys of `set` replaced and with the memory layers
+    that are asked for. Raises BuildError, with the key that is to blame.
     """
+    model, asked = _plain_model(choice, folder), choice.memory_layers
+    if asked is None:
+        return model
+    try:
+        return with_memory(model, MemoryLayers(**{**dict(asked), "layers": tuple(asked.layers)}))
+    except MemoryLayerError as error:
+        raise BuildError(("model", "memory_layers", error.key), str(error)) from None
+
+
+def _plain_model(choice: ModelChoice, folder: Path) -> Model:
     key = ("model", "hf") if choice.hf is not None else ("model",)
     try:
         if choice.hf is None:
@@ -111,8 +122,9 @@ def data_degree(plan: PlanBlock, cluster: Cluster) -> int:
 
 
 def build_plan(block: PlanBlock, cluster: Cluster) -> Plan:
-    """The plan with `data` filled in."""
-    return Plan(**{**dict(block), "data": data_degree(block, cluster)})
+    """The plan with `data` filled in and its techniques made."""
+    changes = technique_keys.chosen(block.techniques)
+    return Plan(**{**dict(block), "data": data_degree(block, cluster), "techniques": changes})
 
 
 def build_lengths(workload: WorkloadBlock) -> Law | None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from costmodel import techniques
 from costmodel.architecture import Attention, FeedForward, Model
 from costmodel.hardware import Cluster
 from costmodel.kernels import PEAK_OF_PRECISION
@@ -143,7 +144,9 @@ def _widths(case: _Case) -> Found:
 
 def _experts(case: _Case) -> Found:
     sparse = [part for part in case.feed_forwards if part.experts]
-    degrees = {"expert": case.plan.expert, "expert_tensor": case.plan.expert_tensor}
+    degrees = {"expert_tensor": case.plan.expert_tensor}
+    if not any(part.memory for part in case.feed_forwards):  # whose values lie on the expert ranks
+        degrees = {"expert": case.plan.expert, **degrees}
     for key, degree in degrees.items():
         if not sparse and degree > 1:
             yield ("plan", key), f"{case.model.name} has no experts to spread; leave {key} out"
@@ -153,6 +156,34 @@ def _experts(case: _Case) -> Found:
                 f"{case.plan.expert:,} does not divide the {part.experts} experts of {case.model.name}; "
                 f"{_divisors(part.experts)} do"
             )
+
+
+def _memory_layers(case: _Case) -> Found:
+    """A memory layer is whole on every rank but for its values, which the expert ranks hold by columns."""
+    memories = [part.memory for part in case.feed_forwards if part.memory]
+    plan, hidden = case.plan, case.model.hidden
+    if not memories:
+        return
+    if plan.tensor > 1:
+        yield ("plan", "tensor"), (
+            f"memory layers are not split by tensor ranks, so tensor must be 1 (it is {plan.tensor:,}); expert spreads "
+            "their values"
+        )
+    if plan.pipeline > 1 and any(memory.sharers > 1 for memory in memories):
+        yield ("plan", "pipeline"), (
+            f"layers that share their values must lie on one stage, so pipeline must be 1 (it is {plan.pipeline:,}); "
+            "or set model.memory_layers.shared to false"
+        )
+    if hidden % plan.expert:
+        yield ("plan", "expert"), (
+            f"{plan.expert:,} does not divide the {hidden:,} columns of the values; {_divisors(hidden)} do"
+        )
+
+
+def _techniques(case: _Case) -> Found:
+    for name, message in techniques.problems(case.plan.changes, case.model):
+        asked = any(type(one) is techniques.TECHNIQUES[name] for one in case.plan.techniques)
+        yield (("plan", "techniques", name) if asked else ("plan", "trainable")), message
 
 
 def _expert_ranks(case: _Case) -> Found:
@@ -286,6 +317,6 @@ def _supports(peaks: Mapping[str, float], precision: str) -> bool:
 
 
 _Check = Callable[[_Case], Found]
-_CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _layers, _schedule, _segments, _recompute, _offload,
-                             _sequence, _lengths, _precision)
+_CHECKS: tuple[_Check, ...] = (_heads, _widths, _experts, _memory_layers, _techniques, _layers, _schedule, _segments,
+                             _recompute, _offload, _sequence, _lengths, _precision)
 _SIZED_CHECKS: tuple[_Check, ...] = (_batch, _expert_ranks)

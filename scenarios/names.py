@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from scenarios.errors import nearest, shown
 
-Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "context-groups", "stacks", "scenarios"]
+Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "techniques", "context-groups", "stacks",
+               "scenarios"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LIBRARY = Path(__file__).with_name("library")
 
@@ -53,8 +54,9 @@ def describe(kind: Kind) -> list[dict[str, Any]]:
 
 
 def library_file(name: str) -> Path | None:
-    """The file of a library scenario, None where there is none of that bare name."""
-    return LIBRARY / f"{name}.yaml" if name in known("scenarios") else None
+    """The file of a library scenario, named with or without `.yaml`; None where there is none of that name."""
+    stem = name.removesuffix(".yaml")
+    return LIBRARY / f"{stem}.yaml" if stem in known("scenarios") else None
 
 
 def _models() -> list[str]:
@@ -91,6 +93,12 @@ def _context_groups() -> list[str]:
     from placement.context_groups import POLICIES
 
     return list(POLICIES)
+
+
+def _techniques() -> list[str]:
+    from costmodel import techniques
+
+    return list(techniques.names())
 
 
 def _stacks() -> list[str]:
@@ -150,6 +158,16 @@ def _context_group(name: str) -> dict[str, Any]:
     return {"text": context_groups.get(name).text}
 
 
+def _technique(name: str) -> dict[str, Any]:
+    from dataclasses import fields
+
+    from costmodel import techniques
+
+    found: Any = techniques.TECHNIQUES[name]
+    defaults = ", ".join(f"{one.name} {one.default}" for one in fields(found))
+    return {"title": found.title, "defaults": defaults, "law": found.law, "source": found.source}
+
+
 def _stack(name: str) -> dict[str, Any]:
     from costmodel import stack
 
@@ -167,9 +185,11 @@ def _scenario(name: str) -> dict[str, Any]:
 
 _KNOWN: dict[Kind, Callable[[], list[str]]] = {
     "models": _models, "accelerators": _accelerators, "nodes": _nodes, "schedules": _schedules,
-    "strategies": _strategies, "context-groups": _context_groups, "stacks": _stacks, "scenarios": _scenarios,
+    "strategies": _strategies, "techniques": _techniques, "context-groups": _context_groups,
+    "stacks": _stacks, "scenarios": _scenarios,
 }
 _DESCRIBE: dict[Kind, Callable[[str], dict[str, Any]]] = {
     "models": _model, "accelerators": _accelerator, "nodes": _node, "schedules": _schedule,
-    "strategies": _strategy, "context-groups": _context_group, "stacks": _stack, "scenarios": _scenario,
+    "strategies": _strategy, "techniques": _technique, "context-groups": _context_group, "stacks": _stack,
+    "scenarios": _scenario,
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from costmodel import units
-from scenarios import names
+from scenarios import names, technique_keys
 from scenarios.errors import shown
 
 Degree = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -55,12 +55,25 @@ class Block(BaseModel):
 HostTime = Annotated[float, quantity("s"), Field(ge=0, le=10)] | None
 
 
+class MemoryLayersBlock(Block):
+    """Layers, counted from 0, whose MLP becomes a memory of `keys`^2 values (arXiv 2412.09764)."""
+
+    layers: Annotated[list[Annotated[int, Field(ge=0, le=100_000)]], Field(min_length=1, max_length=1000)]
+    keys: Annotated[int, Field(ge=2, le=100_000)] = 1024
+    heads: Degree = 4
+    neighbours: Degree = 32
+    key_width: Degree = 512
+    gated: bool = True
+    shared: bool = True
+
+
 class ModelChoice(Block):
     """A model of the catalogue, or a Hugging Face config.json; `set` overrides keys of its config."""
 
     catalog: Annotated[str, named("models")] | None = None
     hf: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     set: dict[str, Any] = {}
+    memory_layers: MemoryLayersBlock | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelChoice:
@@ -155,6 +168,9 @@ def _sharding(value: Any) -> Any:
     return placement
 
 
+TechniquesBlock = technique_keys.block(Block)
+
+
 class PlanBlock(Block):
     """How the model is laid over the cluster; `data` defaults to gpus / (tensor x pipeline x context)."""
 
@@ -184,6 +200,7 @@ class PlanBlock(Block):
     precision: Precision = "bf16"
     trainable: Literal["all", "lora"] = "all"
     lora_rank: Degree = 16
+    techniques: TechniquesBlock | None = None  # type: ignore[valid-type]
 
 
 class StackBlock(Block):
