@@ -38,6 +38,13 @@ class By(StrEnum):
     release = "release"
 
 
+class Executor(StrEnum):
+    """Who evaluates the variants of a sweep."""
+
+    local = "local"
+    dask = "dask"
+
+
 class Objective(StrEnum):
     """What a search for an order makes small: the longest span of a rank, or the makespan."""
 
@@ -164,6 +171,33 @@ def compare(
 
     with reported():
         command.compare(scenarios, fidelity.value, html=html, as_json=json)
+
+
+@app.command()
+def sweep(
+    scenario: ScenarioName,
+    varied: Annotated[list[str], typer.Option("--vary", help="Values of a key: plan.tensor=1,2,4, plan.micro_batch=1..8, "
+                                              "1..64 x2 or @FILE with a value a line; or @FILE.csv with keys in its "
+                                              "header and a variant a line. Repeatable: all combinations.",
+                                              metavar="KEY=V1,V2,...")] = [],  # noqa: B006
+    out: Annotated[str, typer.Option(help="Write every variant to this table.", metavar="F.csv|F.parquet")] = "",
+    fidelity: FidelityOption = Fidelity.analytic,
+    executor: Annotated[Executor, typer.Option(help="local: processes of this machine; dask: a cluster of "
+                                               "machines.")] = Executor.local,
+    address: Annotated[str, typer.Option(help="The scheduler of a Dask cluster; none: one on this machine.",
+                                         metavar="ADDRESS")] = "",
+    workers: Annotated[int | None, typer.Option(help="Processes on this machine (default: its processors).", min=1,
+                                                max=1024)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
+    json: Json = False,
+) -> None:
+    """Predict many variants of a scenario, into a table."""
+    from scenarios.commands import sweep as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        command.sweep(scenario, varied, fidelity.value, out=out, executor=executor.value, address=address,
+                      workers=workers, resume=resume, as_json=json)
 
 
 @app.command("list")
