@@ -17,6 +17,7 @@ Hybrid data parallelism and both balances: ByteScale, arXiv 2502.21231, section 
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -175,31 +176,43 @@ class DataBalance:
 @dataclass(frozen=True)
 class PipelineBalance:
     """Algorithm 2 under a pipeline: micro-batches in buckets of equal work, each served by ranks of its own, which
-    hence run pipelines of one level. Numbers of micro-batches differ from rank to rank. A micro-batch goes to other
-    ranks where those of its level lag by less than it takes."""
+    hence run pipelines of one level; numbers of micro-batches differ from rank to rank. The ranks that lag the most
+    take from their bucket, from the fullest one where theirs is empty."""
 
-    text: str = "ranks by levels of length, each to an equal part of the work; laggards take from all levels"
+    text: str = "ranks by levels of length, each with an equal part of the work; laggards take from all levels"
 
     def cut(self, lengths: Sequence[int], mesh: Mesh) -> list[MicroBatch]:
         return hybrid_cut(lengths, mesh)
 
     def place(self, micro_batches: Sequence[MicroBatch], work_s: Floats, mesh: Mesh) -> list[Placed]:
         degrees = np.array([one.degree for one in micro_batches])
-        order = _costliest_first(work_s)
+        area = work_s * degrees
         levels = max(mesh.ranks // int(degrees.max()), 1)
-        total = np.cumsum((work_s * degrees)[order])
-        level_of = np.minimum((total - 1e-12 * total[-1]) / total[-1] * levels, levels - 1).astype(int)
-        bounds = np.linspace(0, mesh.ranks, levels + 1).astype(int)
+        buckets = equal_buckets(_costliest_first(work_s), area, levels)
+        bounds = [mesh.ranks * level // levels for level in range(levels + 1)]
         ready_s, placed = np.zeros(mesh.ranks), []
-        for number, level in zip(order, level_of.tolist(), strict=True):
-            degree = int(degrees[number])
-            first, last = int(bounds[level]), int(bounds[level + 1])
-            own = first + lagging(ready_s[first:last], degree, mesh.domain)
-            every = lagging(ready_s, degree, mesh.domain)
-            ranks = own if ready_s[own].max() < ready_s[every].max() + work_s[number] else every
+        for _ in micro_batches:
+            level = bisect.bisect_right(bounds, int(ready_s.argmin())) - 1
+            if buckets[level]:
+                number, first, last = buckets[level].popleft(), bounds[level], bounds[level + 1]
+            else:
+                fullest = max(buckets, key=lambda bucket: sum(area[one] for one in bucket))
+                number, first, last = fullest.popleft(), 0, mesh.ranks
+            ranks = first + lagging(ready_s[first:last], int(degrees[number]), mesh.domain)
             ready_s[ranks] = ready_s[ranks].max() + work_s[number]
             placed.append(Placed(number, tuple(ranks.tolist())))
         return placed
+
+
+def equal_buckets(order: Sequence[int], area: Floats, count: int) -> list[deque[int]]:
+    """The micro-batches in their order, split where so many equal parts of the whole work end."""
+    buckets: list[deque[int]] = [deque() for _ in range(count)]
+    before, whole = 0.0, float(area.sum())
+    for number in order:
+        middle = before + float(area[number]) / 2
+        buckets[min(int(middle / whole * count), count - 1)].append(number)
+        before += float(area[number])
+    return buckets
 
 
 POLICIES: Mapping[str, Policy] = {

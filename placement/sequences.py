@@ -92,12 +92,13 @@ class LogNormal:
 
     def token_share_above(self, length: float) -> float:
         centre = math.log(self.median) + self.sigma**2
-        # above the centre by the upper tail, which keeps its digits
+        # counted from the end that lies nearer to the centre's far side, where differences keep their digits
+        side = 1.0 if centre > math.log(self.maximum) else -1.0
         low, here, top = (
-            _NORMAL.cdf(-(math.log(x) - centre) / self.sigma)
+            _NORMAL.cdf(side * (math.log(x) - centre) / self.sigma)
             for x in (self.minimum, min(max(length, self.minimum), self.maximum), self.maximum)
         )
-        return (here - top) / (low - top) if low > top else 1.0
+        return (top - here) / (top - low)
 
     def quantile(self, share: Floats) -> Floats:
         centre = math.log(self.median)
@@ -145,7 +146,7 @@ def _pareto(minimum: float, maximum: float, median: float) -> tuple[Callable[[fl
 
 
 def _log_normal(minimum: float, maximum: float, median: float) -> tuple[Callable[[float], Law], float, float]:
-    return lambda sigma: LogNormal(median, sigma, minimum, maximum), 1e-2, 1e2
+    return lambda sigma: LogNormal(median, sigma, minimum, maximum), 0.05, 6.0
 
 
 LAWS: Mapping[str, Callable[[float, float, float], tuple[Callable[[float], Law], float, float]]] = {
@@ -160,7 +161,9 @@ def fitted(name: str, share: float, above: float, minimum: float, maximum: float
     if name not in LAWS:
         raise LengthsError(f"no law of lengths {name!r}; known: {', '.join(LAWS)}, empirical")
     if not minimum < above < maximum:
-        raise LengthsError(f"{above:,.0f} tokens do not lie between minimum {minimum:,.0f} and maximum {maximum:,.0f}")
+        raise LengthsError(f"above {above:,.0f} tokens does not lie between minimum {minimum:,.0f} and maximum {maximum:,.0f}")
+    if name == "log-normal" and not minimum <= median < above:
+        raise LengthsError(f"median {median:,.0f} must lie between minimum {minimum:,.0f} and above {above:,.0f} tokens")
     make, low, high = LAWS[name](minimum, maximum, median)
     found = _root(lambda parameter: make(parameter).token_share_above(above), share, low, high)
     if found is None:
