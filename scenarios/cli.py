@@ -75,6 +75,7 @@ class Listed(StrEnum):
     nodes = "nodes"
     schedules = "schedules"
     strategies = "strategies"
+    techniques = "techniques"
     context_groups = "context-groups"
     stacks = "stacks"
     scenarios = "scenarios"
@@ -176,7 +177,7 @@ def compare(
 @app.command()
 def sweep(
     scenario: ScenarioName,
-    varied: Annotated[list[str], typer.Option("--vary", help="Values of a key: plan.tensor=1,2,4, plan.micro_batch=1..8, "
+    varied: Annotated[list[str], typer.Option("--vary", help="Values of a key: plan.tensor=1,2,4 or 1..8 or "
                                               "1..64 x2 or @FILE with a value a line; or @FILE.csv with keys in its "
                                               "header and a variant a line. Repeatable: all combinations.",
                                               metavar="KEY=V1,V2,...")] = [],  # noqa: B006

@@ -5,6 +5,7 @@ All are executors of `concurrent.futures`; anything else that has its `submit` w
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import threading
@@ -88,8 +89,13 @@ def _begin_worker() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @contextmanager
@@ -97,7 +103,7 @@ def dask(address: str, workers: int | None) -> Iterator[tuple[Executor, int]]:
     """A Dask cluster and how many threads it has: the one at `address`, or processes of this machine where none is
     given. Raises ScenarioError where Dask is not installed or the cluster does not answer."""
     try:
-        from distributed import Client, LocalCluster
+        distributed = importlib.import_module("distributed")
     except ImportError:
         raise ScenarioError.at(Place("--executor dask"), "needs Dask, which is not installed; install the extra: "
                                                          "pip install 'whatif-planner[distributed]'") from None
@@ -105,8 +111,8 @@ def dask(address: str, workers: int | None) -> Iterator[tuple[Executor, int]]:
     cluster = None
     try:
         if not address:
-            cluster = LocalCluster(n_workers=workers or cpus(), threads_per_worker=1, dashboard_address=None)
-        client = Client(address or cluster, timeout=CONNECT_S)
+            cluster = distributed.LocalCluster(workers or cpus(), threads_per_worker=1, dashboard_address=None)
+        client = distributed.Client(address or cluster, timeout=CONNECT_S)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ScenarioError.at(place, f"no Dask cluster answers: {one_line(str(error))[:200]}; give the scheduler's "
                                       "address, such as tcp://host:8786") from None

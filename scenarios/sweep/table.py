@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -85,13 +86,11 @@ def _as(value: Any, kind: str) -> Any:
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise ScenarioError.at(Place("--out F.parquet"), "needs pyarrow, which is not installed; install the extra: "
                                                          "pip install 'whatif-planner[parquet]', or write a .csv "
                                                          "file") from None
-    return pyarrow, parquet
 
 
 _WRITERS: dict[str, Callable[[Path, Grid, Cells], None]] = {".csv": _csv, ".parquet": _parquet}
