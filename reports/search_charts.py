@@ -18,6 +18,8 @@ SHADES = (("#5f9fd0", 4.5), ("#4f9a73", 5.5), ("#cf8a3c", 6.5), ("#a3433c", 7.5)
 _LEFT, _RIGHT = 13.0, 94.0  # per cent across; left of it stand the labels of the lines
 _TOP, _BOTTOM, _HEIGHT = 34.0, 300.0, 340.0
 _MARGIN = 0.06  # of the range, on either side
+_MARKS = 5  # on a logarithmic axis
+_SEVERAL = 4.0  # times the least from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -59,34 +61,71 @@ def within(spots: Sequence[Spot], mark: Mark) -> bool:
     return mark.x <= 2 * max(one.x for one in spots) and mark.y <= 2 * max(one.y for one in spots)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """One axis: from little to much within 0 to 1, logarithmic where the most is several times the least."""
+
+    low: float
+    high: float
+    logarithmic: bool
+
+    def at(self, value: float) -> float:
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    @property
+    def marks(self) -> list[float]:
+        """Round values, as many as a phone has room for: 1, 2 and 5 times powers of ten, or equal steps."""
+        if not self.logarithmic:
+            step = next(iter(ticks(self.high - self.low, 4)[1:]), self.high - self.low)
+            return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        by = [[m * 10.0**e for e in powers for m in ms if self.low <= m * 10.0**e <= self.high]
+              for ms in ((1, 2, 5), (1, 3), (1,))]
+        return next((marks for marks in by if len(marks) <= _MARKS), by[-1])
+
+
+def scale(values: Sequence[float]) -> Scale:
+    """The axis that holds all values, with a margin.
+
+    >>> scale([40.0, 100.0]).marks, scale([40.0, 400.0]).marks
+    ([40.0, 60.0, 80.0, 100.0], [50.0, 100.0, 200.0])
+    """
+    low, high = min(values), max(values)
+    if low > 0 and high > _SEVERAL * low:
+        margin = (high / low) ** _MARGIN
+        return Scale(low / margin, high * margin, True)
+    margin = _MARGIN * (high - low) or 0.1 * abs(high) or 1.0
+    return Scale(low - margin, high + margin, False)
+
+
 def pareto(spots: Sequence[Spot], marks: Sequence[Mark], limit: tuple[str, float] | None, title: str, text: str,
            axes: tuple[tuple[str, Show], tuple[str, Show]]) -> Markup:
     """Spots with the line of the least y for every x, a dashed line at the limit of x; axes are (name, show)."""
     xs = [*(one.x for one in spots), *(one.x for one in marks)]
-    near = limit is not None and limit[1] <= 1.5 * max(xs)
-    x_range = _range([*xs, *([limit[1]] if limit and near else [])])
-    y_range = _range([*(one.y for one in spots), *(one.y for one in marks)])
+    near = limit if limit and limit[1] <= 1.5 * max(xs) else None
+    across = scale([*xs, *([near[1]] if near else [])])
+    up = scale([*(one.y for one in spots), *(one.y for one in marks)])
 
     def at(x: float, y: float) -> tuple[str, float]:
-        across = (x - x_range[0]) / (x_range[1] - x_range[0])
-        up = (y - y_range[0]) / (y_range[1] - y_range[0])
-        return f"{num(_LEFT + (_RIGHT - _LEFT) * across)}%", _BOTTOM - (_BOTTOM - _TOP) * up
+        return f"{num(_LEFT + (_RIGHT - _LEFT) * across.at(x))}%", _BOTTOM - (_BOTTOM - _TOP) * up.at(y)
 
     (x_name, show_x), (y_name, show_y) = axes
-    body = [label_text("0", 12, y_name), label_text(f"{num(_RIGHT)}%", _HEIGHT - 4, x_name, "end")]
-    for value in _between(*y_range, 5):
-        y = at(x_range[0], value)[1]
+    said = [f"{name}, logarithmic" if one.logarithmic else name for name, one in ((x_name, across), (y_name, up))]
+    body = [label_text("0", 12, said[1]), label_text(f"{num(_RIGHT)}%", _HEIGHT - 4, said[0], "end")]
+    for value in up.marks:
+        y = at(across.low, value)[1]
         body += [_line("grid", "0", y, "100%", y), label_text("0", y - 4, show_y(value))]
-    for value in _between(*x_range, 4):
-        x = at(value, y_range[0])[0]
+    for value in across.marks:
+        x = at(value, up.low)[0]
         body += [_line("grid", x, _BOTTOM, x, _BOTTOM + 4), label_text(x, _BOTTOM + 17, show_x(value), "middle")]
     body.append(_line("axis", "0", _BOTTOM, "100%", _BOTTOM))
-    if limit and near:
-        x = at(limit[1], y_range[0])[0]
+    if near:
+        x = at(near[1], up.low)[0]
         body += [_line("limit", x, _TOP - 14, x, _BOTTOM),
-                 label_text(x, _TOP - 20, f"{limit[0]} {show_x(limit[1])}", "end", "t strong")]
-    end = limit[1] if limit and near else x_range[1]
-    body += _steps([at(one.x, one.y) for one in front(spots)], at(max(end, *xs), y_range[0])[0])
+                 label_text(x, _TOP - 20, f"{near[0]} {show_x(near[1])}", "end", "t strong")]
+    body += _steps([at(one.x, one.y) for one in front(spots)], at(max([*xs, near[1]] if near else xs), up.low)[0])
     for one in sorted(spots, key=lambda spot: -spot.shade):
         colour, radius = SHADES[one.shade]
         x, y = at(one.x, one.y)
@@ -95,18 +134,6 @@ def pareto(spots: Sequence[Spot], marks: Sequence[Mark], limit: tuple[str, float
     for mark in marks:
         body += _mark(mark, *at(mark.x, mark.y))
     return frame(title, text, body, height=_HEIGHT)
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = _MARGIN * (high - low) or 0.1 * abs(high) or 1.0
-    return low - margin, high + margin
-
-
-def _between(low: float, high: float, count: int) -> list[float]:
-    """About `count` round values in a range."""
-    step = next(iter(ticks(high - low, count)[1:]), high - low)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _line(kind: str, x1: str, y1: float, x2: str, y2: float) -> str:

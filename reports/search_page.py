@@ -178,7 +178,7 @@ def _lost(document: Document) -> View | None:
     terms = [(words(plain(one.get("category"))), one["seconds"]) for one in rows[1].get("differences") or []
              if one.get("seconds")]
     figure = None
-    if terms:
+    if len(terms) > 1:
         title = f"Rank {_ranks(rows)[1]} against the best, by cause"
         text = "; ".join(f"{label} {signed(value)}" for label, value in terms)
         figure = figure_view(charts.differences(terms, title, f"{text}.", signed), None, (), title)

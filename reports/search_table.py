@@ -15,6 +15,7 @@ from reports.search_words import Row
 from reports.table import FIGURES, Document, add_row, grid, heading, plain, reason
 
 _REASONS = 8  # shown of why plans were dropped
+_CHANGES = 4  # of rank that are told apart from the table
 _FRONT = 10  # plans shown of the Pareto front
 _HEADS = {"step_time_s": "step", "tokens_per_s_per_gpu": "tokens/s", "mfu": "MFU", "peak_memory_bytes": "memory",
           "cost_usd": "cost", "energy_j": "energy", "gpus": "GPUs"}
@@ -80,8 +81,11 @@ def _ranking(document: Document, console: Console) -> None:
         shown = [Text(cell, style="bold yellow") if moved and place == 2 else cell for place, cell in enumerate(cells)]
         add_row(table, (str(row.get("rank", position + 1)), *shown, _difference(rows[0], row) if position else ""))
     console.print(table)
-    for text in said.rank_changes(document):
+    changes = said.rank_changes(document)
+    for text in changes[:_CHANGES]:
         console.print(Text(f"! {text}", style="yellow"))
+    if len(changes) > _CHANGES:
+        console.print(Text(f"! and {len(changes) - _CHANGES} more, marked above", style="yellow"))
 
 
 def _difference(first: Row, row: Row) -> str:
@@ -107,11 +111,11 @@ def _front(document: Document, console: Console) -> None:
     if len(rows) < 2:
         return
     keys = [key for key in said.known_figures(rows) if key not in ("tokens_per_s_per_gpu", "mfu")]
-    names = said.keys(document, rows)
-    differing = said.varying(rows, names)
     many = f", {_FRONT} of {len(rows)} from the fastest to the leanest" if len(rows) > _FRONT else ""
     heading(console, f"No plan is better in everything than these (Pareto front{many})")
     rows = said.spread(rows, _FRONT)
+    names = said.keys(document, rows)
+    differing = said.varying(rows, names)
     table = grid(*((_HEADS[key], "right") for key in keys), ("plan", "left"))
     columns = [said.figure_column(rows, key) for key in keys]
     for row, *cells in zip(rows, *columns, strict=True):
@@ -125,11 +129,16 @@ def _misses(document: Document, console: Console) -> None:
     rows, fastest = document.get("nearest_misses") or [], document.get("fastest_that_does_not_fit")
     if rows:
         heading(console, "The nearest misses")
+        names = said.keys(document, rows)
+        differing = said.varying(rows, names) or names
         table = grid(("memory", "right"), ("step", "right"), ("misses", "left"), ("plan", "left"))
         columns = [said.figure_column(rows, key) for key in ("peak_memory_bytes", "step_time_s")]
         for row, *cells in zip(rows, *columns, strict=True):
-            add_row(table, (*cells, said.miss_text(row), said.plan_text(said.settings_of(row))))
+            add_row(table, (*cells, said.miss_text(row),
+                            said.plan_text({key: said.settings_of(row).get(key) for key in differing})))
         console.print(table)
+        if differing != names:
+            console.print(Text(f"In all: {said.alike(rows, names)}", style="dim"))
     if fastest:
         heading(console, "The fastest plan that does not fit")
         step, memory = (said.figure_column([fastest], key)[0] for key in ("step_time_s", "peak_memory_bytes"))

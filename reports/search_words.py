@@ -30,9 +30,9 @@ Row = Mapping[str, Any]
 NOTHING = "–"
 ROW_FIGURES = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd", "energy_j", "gpus")
 OBJECTIVES = {"time": "Shortest step", "cost": "Lowest cost", "energy": "Least energy", "memory": "Least memory"}
-_FUNNEL = (("combinations", "Combinations of the values"), ("distinct", "Distinct plans"),
-           ("divisible", "Divide the model and the GPUs evenly"), ("plans_evaluated", "Priced for time and memory"),
-           ("feasible", "Within every limit"))
+_FUNNEL = (("combinations", "Combinations of the values"), ("placed", "Degrees multiply to the GPUs"),
+           ("distinct", "Distinct plans"), ("divisible", "Divide model and batch evenly"),
+           ("plans_evaluated", "Priced for time and memory"), ("feasible", "Within every limit"))
 _CONSTRAINTS = {"max_memory_bytes": "Memory per GPU", "max_gpus": "GPUs", "deadline_s": "Time of the run",
                 "budget_usd": "Cost of the run"}
 _PROOF = {"optimal": "Proven best", "bounded": "Not proven best, but bounded", "none": "Not proven"}
@@ -256,8 +256,14 @@ def axis_rows(document: Document) -> list[tuple[str, str, str]]:
 def funnel(document: Document) -> list[tuple[str, int]]:
     """How many plans are left after each step of the search, from all combinations to those within every limit."""
     counts = dict(document.get("counts") or {})
-    counts.setdefault("combinations", (document.get("space") or {}).get("combinations"))
-    return [(label, int(counts[key])) for key, label in _FUNNEL if counts.get(key) is not None]
+    if counts.get("combinations") is None:
+        counts["combinations"] = (document.get("space") or {}).get("combinations")
+    steps = {label: int(counts[key]) for key, label in _FUNNEL if counts.get(key) is not None}
+    if counts.get("divisible") is not None and counts["divisible"] == counts.get("plans_evaluated"):
+        same = "Divide evenly, and are priced"  # one step of two names
+        steps = {same if label == dict(_FUNNEL)["divisible"] else label: count for label, count in steps.items()
+                 if label != dict(_FUNNEL)["plans_evaluated"]}
+    return list(steps.items())
 
 
 def rejected_rows(document: Document) -> list[tuple[str, str]]:
@@ -282,12 +288,12 @@ def proof_text(document: Document) -> str:
 
 
 def speed_text(document: Document) -> str:
-    """How fast plans were priced: '310,000 plans per second, 4.2 s in all'; "" where the run does not say."""
+    """How fast plans were priced: '310,000 plans a second for 0.9 s, 4.2 s in all'; "" where the run does not say."""
     run = document.get("run") or {}
-    rate, wall = run.get("plans_per_s"), run.get("wall_s")
-    said = [f"{number(rate)} plans per second" if rate is not None else "",
-            f"{in_seconds(wall)} in all" if wall is not None else ""]
-    return ", ".join(one for one in said if one)
+    rate, pricing, wall = run.get("plans_per_s"), run.get("pricing_s"), run.get("wall_s")
+    priced = "" if rate is None else f"{number(float(f'{rate:.3g}'))} plans a second" + (
+        f" for {in_seconds(pricing)}" if pricing is not None else "")
+    return ", ".join(one for one in (priced, "" if wall is None else f"{in_seconds(wall)} in all") if one)
 
 
 def miss_text(row: Row) -> str:

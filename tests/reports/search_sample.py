@@ -96,17 +96,18 @@ def document(count: int = 10, played: int = 10, **changes: Any) -> dict[str, Any
                   f"{own['step_time_s'] - found[0]['step_time_s']:.1f} s less than the scenario's own.",
         "objective": "time", "solver": "exhaustive", "constraints": {"max_gpus": 64, "deadline_s": 2_592_000.0},
         "space": {"axes": AXES, "combinations": 11_664}, "limit_bytes": LIMIT_BYTES,
-        "counts": {"combinations": 11_664, "distinct": 5_400, "divisible": 297, "plans_evaluated": 297,
+        "counts": {"combinations": 11_664, "placed": 8_100, "distinct": 5_400, "divisible": 297, "plans_evaluated": 297,
                    "feasible": len(feasible)},
-        "rejected": [{"reason": "does not divide: 64 GPUs by tensor x pipeline", "plans": 3_000},
-                     {"reason": "does not divide: layers by pipeline x virtual", "plans": 2_103},
-                     {"reason": "needs more memory than there is", "plans": 297 - len(feasible)}],
+        "rejected": [{"reason": "degrees do not multiply to the GPUs", "plans": 3_564},
+                     {"reason": "the same plan as another combination", "plans": 2_700},
+                     {"reason": "batch by data x micro_batch", "plans": 3_000},
+                     {"reason": "layers by pipeline x virtual", "plans": 2_103}],
         "base": {**own, "events": None}, "best": found, "pareto": _pareto(feasible),
         "rank_changes": [{"text": "rank 3 of the closed form is rank 2 of events"}] if min(played, count) >= 3 else [],
         "proof": {"status": "optimal", "of": "closed form over the space listed", "gap": 0.0,
                   "text": "every plan of the space was priced or excluded by a rule"},
         "nearest_misses": [], "fastest_that_does_not_fit": {**fastest, "events": None},
-        "run": {"wall_s": 4.2, "pricing_s": 0.9, "plans_per_s": 312_000.0, "date": "2026-01-01T00:00:00+00:00"},
+        "run": {"wall_s": 4.2, "pricing_s": 0.9, "plans_per_s": 330.0, "date": "2026-01-01T00:00:00+00:00"},
     }
     return result | changes
 
@@ -123,7 +124,7 @@ def nothing_fits() -> dict[str, Any]:
         answer=f"No plan fits: the nearest needs {misses[0]['misses_by_bytes'] / 1e9:.1f} GB more than the 16 GB that "
                "a GPU has.", limit_bytes=limit, constraints={"max_memory_bytes": limit}, best=[], pareto=[],
         rank_changes=[], nearest_misses=misses, base={**plan(8, 8, 1, 1, "full"), "fits": False},
-        counts={"combinations": 11_664, "distinct": 5_400, "divisible": 297, "plans_evaluated": 297, "feasible": 0})
+        counts=document()["counts"] | {"feasible": 0})
 
 
 def one_plan() -> dict[str, Any]:
@@ -134,7 +135,7 @@ def one_plan() -> dict[str, Any]:
         "base": {key: row[key] for key in row if key not in ("rank", "why", "differences", "changed")},
         "pareto": only["pareto"][:1], "fastest_that_does_not_fit": None, "rejected": [], "constraints": {},
         "space": {"axes": [{"key": key, "values": [value]} for key, value in row["set"].items()], "combinations": 1},
-        "counts": dict.fromkeys(("combinations", "distinct", "divisible", "plans_evaluated", "feasible"), 1)}
+        "counts": dict.fromkeys(("combinations", "placed", "distinct", "divisible", "plans_evaluated", "feasible"), 1)}
 
 
 def without_money() -> dict[str, Any]:
@@ -158,7 +159,9 @@ def hostile(text: str) -> dict[str, Any]:
     return bad | {
         "scenario": {"name": text, "description": text, "file": text, "inputs": {text: text}, "set": {"plan.x": text}},
         "answer": text, "objective": text, "solver": text, "kind": text, "rank_changes": [{"text": text}],
-        "rejected": [{"reason": text, "plans": 1}], "space": {"axes": [{"key": text, "values": [text]}]},
+        "rejected": [{"reason": "degrees do not multiply to the GPUs", "plans": 3_564},
+                     {"reason": "the same plan as another combination", "plans": 2_700},
+                     {"reason": text, "plans": 1}], "space": {"axes": [{"key": text, "values": [text]}]},
         "constraints": {"max_memory_bytes": text, text: text},
         "proof": {"status": text, "of": text, "text": text, "gap": 0.5},
         "nearest_misses": [{"set": {text: text}, "text": text, "peak_memory_bytes": 9e10, "misses_by_bytes": 1e10}]}

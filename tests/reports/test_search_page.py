@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reports import search_charts as drawings
 from reports import search_page
 from reports import search_words as said
-from reports.search_charts import SHADES, Spot, front, shades
+from reports.search_charts import SHADES, Spot, front, scale, shades
 from scenarios.document import parse_value
 from tests.reports import search_sample as sample
 from tests.reports.test_browser import CHROMIUM, WIDTHS, brightness, measure
@@ -244,18 +244,21 @@ def test_the_funnel_narrows_as_the_counts_do() -> None:
     assert widths[0] == 100
     assert widths == sorted(widths, reverse=True)
     texts = [node.text for node in chart.iter("text")]
-    assert texts == ["Combinations of the values", "11,664", "Distinct plans", "5,400 (46.3%)",
-                     "Divide the model and the GPUs evenly", "297 (5.5%)", "Priced for time and memory", "297",
+    assert texts == ["Combinations of the values", "11,664", "Degrees multiply to the GPUs", "8,100 (69.4%)",
+                     "Distinct plans", "5,400 (66.7%)", "Divide evenly, and are priced", "297 (5.5%)",
                      "Within every limit", "0 (0%)"]
+    counts = sample.document()["counts"] | {"plans_evaluated": 290}
+    assert said.funnel({"counts": counts})[3:5] == [("Divide model and batch evenly", 297),
+                                                    ("Priced for time and memory", 290)]
 
 
 def test_what_was_searched_and_the_limits_are_told() -> None:
     page = search_page.render(sample.document())
-    assert table(page, "Why plans were dropped")[1] == ["does not divide: 64 GPUs by tensor x pipeline", "3,000"]
+    assert table(page, "Why plans were dropped")[1] == ["degrees do not multiply to the GPUs", "3,564"]
     assert table(page, "Values tried")[-1] == ["stack.overlap", "3", "none, data, data + tensor"]
     text = text_of(page)
     for wanted in ("Memory per GPU at most 80 GB (its capacity)", "GPUs at most 64", "Time of the run at most 30 days",
-                   "plans priced per second 312,000", "time to search 4.2 s"):
+                   "plans priced per second 330", "time to search 4.2 s"):
         assert wanted in text
 
 
@@ -287,6 +290,22 @@ def test_shades_keep_the_order_and_their_ranges_hold_all(values: list[float]) ->
         assert ranges[shade][0] <= one <= ranges[shade][1]
     ordered = [shade for _, shade in sorted(zip(values, of, strict=True))]
     assert ordered == sorted(ordered)
+
+
+@given(st.lists(st.floats(1e-3, 1e12), min_size=1, max_size=10))
+def test_axes_keep_the_order_and_hold_every_value_and_mark(values: list[float]) -> None:
+    axis = scale(values)
+    places = [axis.at(value) for value in sorted(values)]
+    assert places == sorted(places)
+    assert all(0 <= place <= 1 for place in places)
+    assert axis.logarithmic == (max(values) > 4 * min(values))
+    assert all(-1e-9 <= axis.at(mark) <= 1 + 1e-9 for mark in axis.marks)
+    assert len(axis.marks) <= 60
+
+
+def test_equal_ratios_are_equal_lengths_where_an_axis_is_logarithmic() -> None:
+    axis = scale([1.0, 100.0])
+    assert axis.at(10.0) - axis.at(1.0) == pytest.approx(axis.at(100.0) - axis.at(10.0))
 
 
 def test_spots_lie_where_their_numbers_say() -> None:
