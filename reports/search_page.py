@@ -179,7 +179,7 @@ def _lost(document: Document) -> View | None:
              if one.get("seconds")]
     figure = None
     if len(terms) > 1:
-        title = f"Rank {_ranks(rows)[1]} against the best, by cause"
+        title = f"Time of a step of rank {_ranks(rows)[1]} against the best, by cause"
         text = "; ".join(f"{label} {signed(value)}" for label, value in terms)
         figure = figure_view(charts.differences(terms, title, f"{text}.", signed), None, (), title)
     return {"figure": figure, "table": table_view(head, told[:_TOLD], (1, 2)),
@@ -213,7 +213,7 @@ def _front_figure(document: Document, rows: Sequence[Row]) -> View | None:
     drawn = said.spread([row for row in rows if None not in _place(row)], _SPOTS)
     if len(drawn) < 2:
         return None
-    varied = next((key for key in ("energy_j", "gpus", "cost_usd") if _varies(drawn, key)), None)
+    varied = next((key for key in ("gpus", "energy_j", "cost_usd") if _varies(drawn, key)), None)
     shades, legend = _shades(drawn, varied) if varied is not None else ([0] * len(drawn), [])
     spots = [drawings.Spot(*_place(row), _told(row), shade) for row, shade in zip(drawn, shades, strict=True)]
     marks = [mark for mark in _marks(document) if drawings.within(spots, mark)]

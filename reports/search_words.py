@@ -154,9 +154,10 @@ def spread(rows: Sequence[Row], most: int) -> list[Row]:
 
 
 def known_figures(rows: Sequence[Row]) -> list[str]:
-    """The figures that some row has; GPUs only where their number differs."""
+    """The figures that some row has; GPUs only where their number differs and no setting says it."""
     found = [key for key in ROW_FIGURES if any(scalar(row.get(key)) is not None for row in rows)]
-    return [key for key in found if key != "gpus" or len({row.get("gpus") for row in rows}) > 1]
+    said = any("cluster.gpus" in settings_of(row) for row in rows) or len({row.get("gpus") for row in rows}) == 1
+    return [key for key in found if key != "gpus" or not said]
 
 
 def figure_column(rows: Sequence[Row | None], key: str) -> list[str]:

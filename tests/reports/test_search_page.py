@@ -177,7 +177,7 @@ def test_bars_are_as_long_as_the_steps_they_show() -> None:
 def test_why_the_next_best_lost_adds_up() -> None:
     document = sample.document(10)
     page = search_page.render(document)
-    chart = next(svg for svg in svgs(page) if "Rank 2 against the best" in (svg[0].text or ""))
+    chart = next(svg for svg in svgs(page) if "rank 2 against the best" in (svg[0].text or ""))
     second = document["best"][1]
     assert sum(one["seconds"] for one in second["differences"]) == pytest.approx(
         second["step_time_s"] - document["best"][0]["step_time_s"])
@@ -260,6 +260,18 @@ def test_what_was_searched_and_the_limits_are_told() -> None:
     for wanted in ("Memory per GPU at most 80 GB (its capacity)", "GPUs at most 64", "Time of the run at most 30 days",
                    "plans priced per second 330", "time to search 4.2 s"):
         assert wanted in text
+
+
+def test_gpus_are_a_column_once_and_only_where_their_number_differs() -> None:
+    document = sample.document(3)
+    assert "GPUs" not in table(search_page.render(document), "Plans by rank")[0]
+    document["best"][1]["gpus"] = 32
+    assert [row[-1] for row in table(search_page.render(document), "Plans by rank")] == ["GPUs", "64", "32", "64"]
+    for row in document["best"]:
+        row["set"]["cluster.gpus"] = row["gpus"]
+    head = table(search_page.render(document), "Plans by rank")[0]
+    assert "cluster.gpus" in head
+    assert "GPUs" not in head
 
 
 def test_missing_money_leaves_no_column_of_dashes() -> None:
