@@ -138,7 +138,9 @@ def text(value: Any) -> str:
         return "{" + ",".join(f"{text(str(key))}: {text(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, str):
         bare = plain(value) == (value, "") and value.isprintable() and not set(value) & set("[]{},;:#'\"&*!|>%@`\\")
-        return value if bare and value == value.strip() else json.dumps(value, ensure_ascii=False)
+        quoted = json.dumps(value, ensure_ascii=False)
+        escaped = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
+        return value if bare and value == value.strip() else escaped
     return "true" if value is True else "false" if value is False else repr(value)
 
 
