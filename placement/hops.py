@@ -18,12 +18,12 @@ from placement import schedules
 from placement.passes import Setting, sent_bytes
 
 
-def crosses(setting: Setting, rank: int) -> bool:
-    """Whether the hop from a rank to the next one (the last and the first) leaves the scale-up domain. Plans of one
-    array have equally many accelerators a stage."""
+def crossings(setting: Setting) -> list[bool]:
+    """Of every rank, whether the hop to the next one (from the last to the first) leaves the scale-up domain. Plans of
+    one array have equally many accelerators a stage."""
     plan, domain = setting.plan, setting.cluster.node.scale_up_domain
     stages, ranks = int(plan.pipeline), int(np.max(plan.tensor * plan.context * plan.data))
-    return rank * ranks // domain != (rank + 1) % stages * ranks // domain
+    return [rank * ranks // domain != (rank + 1) % stages * ranks // domain for rank in range(stages)]
 
 
 def wire_s(setting: Setting, rank: int) -> Number:
@@ -31,7 +31,7 @@ def wire_s(setting: Setting, rank: int) -> Number:
     if int(setting.plan.pipeline) == 1:
         return 0.0
     paths = network.paths(setting.cluster)
-    sent_s = collectives.point_to_point_s(sent_bytes(setting), crosses(setting, rank), paths)
+    sent_s = collectives.point_to_point_s(sent_bytes(setting), crossings(setting)[rank], paths)
     return sent_s + setting.stack.host_hop_s * setting.constants.host
 
 

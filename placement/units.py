@@ -259,15 +259,15 @@ def _with_sends(setting: Setting, chunks: Sequence[Sequence[Unit]]) -> list[tupl
         return [tuple(units) for units in chunks]
     known: dict[tuple[int, bool | None, bool | None], Unit] = {}
     wires: dict[bool | None, Number] = {None: 0.0}
+    crossings = hops.crossings(setting)
 
     def link(stage: int, step: int) -> bool | None:
         rank = hops.sending_rank(setting, stage, step)
         if rank is None:
             return None
-        crosses = hops.crosses(setting, rank)
-        if crosses not in wires:
-            wires[crosses] = hops.wire_s(setting, rank)
-        return crosses
+        if crossings[rank] not in wires:
+            wires[crossings[rank]] = hops.wire_s(setting, rank)
+        return crossings[rank]
 
     def longer(unit: Unit, ahead: bool | None, back: bool | None) -> Unit:
         if ahead is None and back is None:

@@ -77,6 +77,7 @@ class Listed(StrEnum):
     strategies = "strategies"
     techniques = "techniques"
     context_groups = "context-groups"
+    shares = "shares"
     stacks = "stacks"
     scenarios = "scenarios"
 
@@ -134,7 +135,8 @@ def search(
         metavar="KEY=V1,V2")] = [],  # noqa: B006
     solver: Annotated[Solver, typer.Option(help="exhaustive: every plan is priced.")] = Solver.exhaustive,
     objective: Annotated[PlanObjective, typer.Option(help="What to make small.")] = PlanObjective.time,
-    top: Annotated[int, typer.Option(help="How many plans to show and to play.", min=1, max=1000)] = 10,
+    top: Annotated[int, typer.Option(help="How many plans to show.", min=1, max=1000)] = 10,
+    play: Annotated[int, typer.Option(help="How many of them to play as events.", min=0, max=1000)] = 5,
     max_memory: Annotated[str, typer.Option(help="Most memory of a GPU that a plan may need: 70 GB.",
                                             metavar="SIZE")] = "",
     max_gpus: Annotated[int | None, typer.Option(help="Try clusters of up to so many GPUs.", min=1,
@@ -153,8 +155,8 @@ def search(
 
     with reported():
         code = command.search(scenario, settings, vary, solver=solver.value, objective=objective.value, top=top,
-                              max_memory=max_memory, max_gpus=max_gpus, deadline=deadline, budget_usd=budget_usd,
-                              html=html, as_json=json)
+                              play=play, max_memory=max_memory, max_gpus=max_gpus, deadline=deadline,
+                              budget_usd=budget_usd, html=html, as_json=json)
     raise typer.Exit(code)
 
 

@@ -97,6 +97,16 @@ class Document:
         keys = {p: at for p, at in self.keys.items() if p[: len(path)] != path}
         return Document(data, self.root, way | places | moved, way | keys | {path: key_place}, self.sha256)
 
+    def lacking(self, path: tuple[str, ...]) -> Document:
+        """A copy without the key at `path`."""
+        if not path[:-1]:
+            return self.without(*path)
+        block = self.get(path[:-1])
+        if not isinstance(block, dict) or path[-1] not in block:
+            return self
+        kept = {key: value for key, value in block.items() if key != path[-1]}
+        return self.replaced(path[:-1], kept, self.place(path[:-1]), self.key_place(path[:-1]))
+
     def without(self, *names: str) -> Document:
         """A copy without these top-level keys."""
         data = {k: v for k, v in self.data.items() if k not in names}

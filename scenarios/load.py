@@ -79,14 +79,15 @@ def with_values(
 ) -> LoadedScenario:
     """The scenario with dotted keys replaced, checked anew; `places` says where each was written.
 
-    `related` as in `load`. Raises ScenarioError with every problem found.
+    None leaves a key out. `related` as in `load`. Raises ScenarioError with every problem found.
     """
     document = loaded.document
     for key, value in values.items():
         if not _KEY.fullmatch(key) or key.split(".")[0] not in SETTABLE:
             hint = nearest(key.split(".")[0], SETTABLE)
             raise ScenarioError.at(places[key], f"cannot set {shown(key)[5:]}; {hint}")
-        document = document.replaced(tuple(key.split(".")), value, places[key])
+        path = tuple(key.split("."))
+        document = document.lacking(path) if value is None else document.replaced(path, value, places[key])
     return _checked(document, loaded.file, loaded.path, related)
 
 
@@ -217,7 +218,9 @@ def _nulls(document: Document, value: Any, path: KeyPath) -> Iterator[Problem]:
         problem = _problem(document, path, "has no value; give one or leave the key out")
         place = document.key_place(path)  # an empty value is read where the next line begins
         yield replace(problem, line=place.line, column=place.column)
-    elif path not in (("model", "set"), ("search",)) and not (path[:1] in (("what_if",), ("calibration",)) and path[2:] == ("set",)):
+    elif path not in (("model", "set"), ("search",)) and not (
+        path[:1] in (("what_if",), ("calibration",)) and path[2:] == ("set",)
+    ):
         for key, inner in entries(value):
             yield from _nulls(document, inner, (*path, key))
 

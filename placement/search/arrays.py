@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -33,13 +33,17 @@ def mapped(trees: Sequence[Tree], change: Callable[[Sequence[Number]], Number]) 
     Keys that one of several mappings lacks count as 0.
     """
     first: Any = trees[0]
+    of: Sequence[Any] = trees
+    changed: Any
     if isinstance(first, Mapping):
-        keys = dict.fromkeys(key for tree in trees for key in tree)  # type: ignore[attr-defined]
-        return {key: mapped([tree.get(key, 0.0) for tree in trees], change) for key in keys}  # type: ignore
-    if hasattr(first, "__dataclass_fields__"):
-        changed = {f.name: mapped([getattr(tree, f.name) for tree in trees], change) for f in fields(first)}
-        return replace(first, **changed)
-    return change(trees)  # type: ignore[arg-type, return-value]
+        keys = dict.fromkeys(key for tree in of for key in tree)
+        changed = {key: mapped([tree.get(key, 0.0) for tree in of], change) for key in keys}
+    elif hasattr(first, "__dataclass_fields__"):
+        parts = {f.name: mapped([getattr(tree, f.name) for tree in of], change) for f in fields(first)}
+        changed = replace(first, **parts)
+    else:
+        changed = change(of)
+    return cast(Tree, changed)
 
 
 def stacked(trees: Sequence[Tree], dimension: int) -> Tree:

@@ -117,7 +117,7 @@ class Pricing:
         inner = {key: value for key, value in values.items() if key not in MESH}
         plan, stack = _fields("plan", inner), _fields("stack", inner)
         tensor, context, expert, expert_tensor = mesh
-        pipeline = int(plan.get("pipeline", self.base.plan.pipeline))
+        pipeline = int({"pipeline": self.base.plan.pipeline, **plan}["pipeline"])
         degrees = {"tensor": tensor, "context": context, "expert": expert, "expert_tensor": expert_tensor,
                    "data": self.gpus // (tensor * context * pipeline)}
         plan_of = replace(self.base.plan, **{**plan, **degrees})
@@ -161,13 +161,13 @@ class Pricing:
         values["plan.pipeline"] = 2 if layout["plan.pipeline"] > 1 else 1
         key = _key(values)
         if key not in self._tables:
-            self._tables[key] = _changed([self._parts_for(values | work) for work in self._works],
+            self._tables[key] = _changed([self._parts_for({**values, **work}) for work in self._works],
                                          lambda units: stacked(units, 3))
         return self._tables[key], key
 
     def _parts_for(self, values: Values) -> Parts:
         sizes, parallel = self.space.values("plan.micro_batch"), self.space.values("plan.sequence_parallel")
-        setting = self._setting(values | {"plan.pipeline": 1}, self._meshes, sizes, parallel)
+        setting = self._setting({**values, "plan.pipeline": 1}, self._meshes, sizes, parallel)
         setting = replace(setting, plan=replace(setting.plan, pipeline=values["plan.pipeline"]))
         return _changed([parts(setting)], lambda units: replace(units[0], price=collapsed(units[0].price)))
 

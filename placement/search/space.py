@@ -97,7 +97,7 @@ class Block:
         found: dict[str, Any] = {**self.layout, **dict(zip(MESH, self.mesh[mesh], strict=True))}
         found |= {"plan.micro_batch": self.micro_batch[micro_batch]}
         found |= {"plan.sequence_parallel": self.sequence_parallel[parallel]}
-        found |= self.work[work] | self.states[states]
+        found |= {**self.work[work], **self.states[states]}
         found["stack.overlap"] = found.pop("as given", found.get("stack.overlap"))
         return {key: found[key] for key in keys if key in found}
 

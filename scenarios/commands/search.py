@@ -8,16 +8,16 @@ from pathlib import Path
 from costmodel import units
 from scenarios.commands.output import check_target, print_json, write_file
 from scenarios.commands.run import find
-from scenarios.document import parse_value
 from scenarios.errors import Place, ScenarioError
 from scenarios.load import load
 from scenarios.search.axes import Axis, asked, gpu_counts
 from scenarios.search.document import Wanted, document
+from scenarios.sweep.values import axis
 
 
 def search(
     scenario: str, settings: Sequence[str], vary: Sequence[str], *, solver: str, objective: str, top: int,
-    max_memory: str, max_gpus: int | None, deadline: str, budget_usd: float | None, html: str, as_json: bool,
+    play: int, max_memory: str, max_gpus: int | None, deadline: str, budget_usd: float | None, html: str, as_json: bool,
 ) -> int:
     """Searches and shows; the exit code: 1 where no plan fits. Raises ScenarioError."""
     if html:
@@ -25,7 +25,7 @@ def search(
     path, name = find(scenario)
     loaded = load(path, settings, name, related=False)
     given = [_axis(text) for text in vary]
-    wanted = Wanted(objective, top, _quantity("--max-memory", max_memory, "bytes"), max_gpus,
+    wanted = Wanted(objective, top, play, _quantity("--max-memory", max_memory, "bytes"), max_gpus,
                     _quantity("--deadline", deadline, "s"), budget_usd)
     result = document(loaded, asked(loaded, given, gpu_counts(loaded, max_gpus) if max_gpus else ()), wanted, solver)
     if html:
@@ -56,10 +56,8 @@ def _quantity(option: str, text: str, dimension: str) -> float | None:
 
 
 def _axis(text: str) -> Axis:
-    """`key=v1,v2`, the values as YAML writes them in a list."""
-    place = Place(f"--vary {text}")
-    key, equals, values = text.partition("=")
-    if not equals or not values.strip():
-        raise ScenarioError.at(place, "write it as key=value,value, such as plan.tensor=1,2,4")
-    found = parse_value(f"[{values}]", place.file)
-    return Axis(key.strip(), tuple(found), (place,) * len(found))
+    """An axis as `whatif sweep` reads it: a list, ranges, or a file of values."""
+    read = axis(text)
+    if len(read.keys) > 1:
+        raise ScenarioError.at(Place(f"--vary {text}"), "a search needs a key and its values, not a table of variants")
+    return Axis(read.keys[0], read.values[0], read.places[0])

@@ -107,8 +107,9 @@ def _typed(loaded: LoadedScenario, axis: Axis) -> list[tuple[Any, Any]]:
     found: list[tuple[Any, Any]] = []
     block, _, name = axis.field.partition(".")
     for value, place in zip(axis.values, axis.places, strict=True):
-        scenario = with_values(loaded, {axis.key: value}, {axis.key: place}, related=False).scenario
-        typed = getattr(scenario.plan, name) if block == "plan" else scenario.stack.choices[name]
+        one = with_values(loaded, {axis.key: value}, {axis.key: place}, related=False)
+        setting = setting_of(training_inputs(one, "analytic"))
+        typed = getattr(setting.plan if block == "plan" else setting.stack, name)
         if any(typed == other and type(typed) is type(other) for other, _ in found):
             raise ScenarioError.at(place, f"{axis.key}: {shown(value)} stands in this axis twice")
         found.append((typed, value))

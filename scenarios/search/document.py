@@ -33,6 +33,7 @@ class Wanted:
 
     objective: str = "time"
     top: int = 10
+    play: int = 5  # the first so many are replayed as events
     max_memory_bytes: float | None = None
     max_gpus: int | None = None
     deadline_s: float | None = None
@@ -75,12 +76,14 @@ def document(loaded: LoadedScenario, asked: Asked, wanted: Wanted, solver: str =
     pricing_s = time.perf_counter() - began
     rows = _Rows(asked)
     best = [rows.of(one) for one in found.best]
-    for number, (row, candidate) in enumerate(zip(best, found.best, strict=True)):
+    for number, row in enumerate(best):
         row["rank"] = number + 1
         row |= _against(best[0], row, wanted.objective) if number else {"why": "", "differences": [], "changed": {}}
+        row["events"] = None
+    for number, candidate in enumerate(found.best[: wanted.play]):
         if time.perf_counter() - began > SLOW_S:
-            print(f"{loaded.file}: playing plan {number + 1} of {len(best)}", file=sys.stderr)
-        row["events"] = rows.events(candidate)
+            print(f"{loaded.file}: playing plan {number + 1} of {min(wanted.play, len(best))}", file=sys.stderr)
+        best[number]["events"] = rows.events(candidate)
     _rank_events(best, wanted.objective)
     base = rows.own(loaded)
     counts = found.counts
@@ -99,7 +102,7 @@ def document(loaded: LoadedScenario, asked: Asked, wanted: Wanted, solver: str =
         "rejected": _rejected(found),
         "base": base, "best": best,
         "pareto": [rows.point(one) for one in found.pareto],
-        "rank_changes": _rank_changes(best),
+        "rank_changes": _rank_changes(best[: wanted.play]),
         "proof": _proof(found),
         "nearest_misses": [rows.miss(one, limits_of(wanted, asked)(one.case)) for one in found.nearest_misses],
         "fastest_that_does_not_fit": rows.of(found.fastest_miss) if found.fastest_miss else None,
@@ -227,7 +230,7 @@ def _behind(best: Mapping[str, Any], row: Mapping[str, Any], objective: str) -> 
 
 
 def _rank_events(best: Sequence[dict[str, Any]], objective: str) -> None:
-    """The rank of every plan among the best by events; what does not fit as played stands last."""
+    """The rank of every plan by events among those played; what does not fit as played stands last."""
     played = [row for row in best if row["events"]]
     played.sort(key=lambda row: (not row["events"]["fits"], row["events"][FIGURE[objective]]))
     for rank, row in enumerate(played, 1):
@@ -286,7 +289,16 @@ def answer(result: Mapping[str, Any]) -> str:
         text += f" The scenario's own plan is {abs(gain):.1%} {than} by {result['objective']}."
     elif base and not base["fits"]:
         text += " The scenario's own plan does not fit."
-    return text
+    return text + _by_events(best)
+
+
+def _by_events(best: Sequence[Mapping[str, Any]]) -> str:
+    """What playing the best plans changes about the answer."""
+    other = next((row for row in best if row["events"] and row["events"]["rank"] == 1), None)
+    if other is None or other["rank"] == 1:
+        return ""
+    step = units.show(other["events"]["step_time_s"], "s")
+    return f" Played as events, rank {other['rank']} comes first ({step} a step)."
 
 
 def _said(value: Any) -> str:
