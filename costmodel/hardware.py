@@ -7,7 +7,7 @@ measurement states it; what a kernel reaches of it is `costmodel.kernels`' busin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 
@@ -73,16 +73,54 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Equal nodes behind one fabric."""
+    """Equal nodes behind one fabric; or, with `groups`, unequal ones (`joined`), of which `node` is then the mean."""
 
     node: Node
     nodes: int
     accelerators: int  # used by the run; at most nodes * node.accelerators
     power_limit_w: float | None = None  # cap set on every accelerator; None: the part's own limit
+    groups: tuple[Cluster, ...] = ()  # the groups of equal nodes that unequal ones consist of
 
     @property
     def accelerator(self) -> Accelerator:
         return self.node.accelerator
+
+
+def joined(groups: Sequence[Cluster]) -> Cluster:
+    """Groups of equal nodes as one cluster. Its node and accelerator stand for the mean: peaks, power and price are of
+    an accelerator on average (None where one of them has none), memory and links those of the poorest."""
+    counts = [group.accelerators for group in groups]
+    parts = [capped(group.accelerator, group.power_limit_w) for group in groups]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return None
+        return sum(count * value for count, value in zip(counts, known, strict=True)) / sum(counts)
+
+    common = [kind for kind in parts[0].peak_flops_per_s if all(kind in part.peak_flops_per_s for part in parts)]
+    peaks = {kind: mean([part.peak_flops_per_s[kind] for part in parts]) or 0.0 for kind in common}
+    accelerator = replace(
+        parts[0], name="+".join(part.name for part in parts), title=" and ".join(part.title for part in parts),
+        memory=min((part.memory for part in parts), key=lambda tier: tier.capacity_bytes),
+        peak_flops_per_s=peaks, power_w=mean([part.power_w for part in parts]),
+        price_usd_per_hour=mean([part.price_usd_per_hour for part in parts]), aliases=(),
+    )
+    nodes = [group.node for group in groups]
+    overheads = [None if node.overhead_power_w is None else node.overhead_power_w / node.accelerators for node in nodes]
+    overhead_w = mean(overheads)
+    node = replace(
+        nodes[0], name="+".join(node.name for node in nodes), title=" and ".join(node.title for node in nodes),
+        accelerator=accelerator, scale_up=min((node.scale_up for node in nodes), key=_rate),
+        scale_up_domain=min(node.scale_up_domain for node in nodes),
+        scale_out=min((node.scale_out for node in nodes), key=_rate),
+        overhead_power_w=None if overhead_w is None else overhead_w * nodes[0].accelerators,
+    )
+    return Cluster(node, sum(group.nodes for group in groups), sum(counts), groups=tuple(groups))
+
+
+def _rate(link: Link) -> float:
+    return link.bandwidth_bytes_per_s
 
 
 # Speed of compute-bound work goes as power^0.87 within a generation (accuracy_notes, decision 4; +-0.09).

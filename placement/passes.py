@@ -32,7 +32,7 @@ from costmodel.operators import (
 from costmodel.stack import LOGIT_BYTES, Stack, waiting_for_host_s
 from costmodel.work import Case, Weights, Work
 from placement import strategies
-from placement.plan import Plan
+from placement.plan import Plan, PlanError
 from placement.states import Axis, Mode, Placement, State, state_bytes
 
 Seconds = dict[str, Number]  # breakdown category -> seconds
@@ -63,6 +63,10 @@ class Setting:
     stack: Stack
     sequence: Number
     constants: Constants = field(default_factory=constants.default)
+
+    def __post_init__(self) -> None:
+        if self.cluster.groups:
+            raise PlanError(f"unequal accelerators ({self.cluster.node.name}): `whatif run` divides work over them")
 
     @property
     def shard(self) -> Shard:

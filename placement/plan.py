@@ -42,6 +42,7 @@ class Plan:
     segments: Number = 1  # parts of a sequence that go through the pipeline one by one (schedules that cut it)
     in_flight_limit: float | None = None  # micro-batches of activations a rank may hold (schedules that take one)
     optimizer_barrier: bool = True  # False: each rank updates when it is ready and validates the norm afterwards
+    shares: str = "decoupled"  # of placement.shares: how batch and states are divided over unequal accelerators
     sharding: str | Placement = "zero-1"  # a name of placement.strategies, or a placement written out
     state_bytes: str | None = None  # a preset of placement.states.STATE_BYTES; None: the strategy's own
     shard_group: Number | None = None  # ranks that share one copy of the states in hybrid sharding; None: all

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel import catalog, huggingface
 from costmodel.architecture import Model
-from costmodel.hardware import Cluster
+from costmodel.hardware import Cluster, joined
 from costmodel.huggingface.fields import ALIASES
 from costmodel.product_keys import MemoryLayerError, MemoryLayers, with_memory
 from placement import schedules
@@ -18,7 +18,7 @@ from placement.schedules.files import is_file
 from placement.sequences import Empirical, Law, fitted
 from scenarios import technique_keys
 from scenarios.errors import nearest
-from scenarios.schema import ModelChoice, PlanBlock, Scenario, WorkloadBlock
+from scenarios.schema import BesideBlock, ModelChoice, PlanBlock, Scenario, WorkloadBlock
 from simulator.inputs import TrainingInputs
 
 if TYPE_CHECKING:
@@ -43,7 +43,17 @@ def model_and_cluster(scenario: Scenario, folder: Path) -> tuple[Model, Cluster]
     if gpus > most:
         held = f"{nodes:,} nodes x {node.accelerators} of {node.name} = {most:,}"
         raise BuildError(("cluster", "gpus"), f"{gpus:,} is more than the cluster holds: {held}")
-    return model, Cluster(node, nodes, gpus, scenario.cluster.power_limit)
+    own = Cluster(node, nodes, gpus, scenario.cluster.power_limit)
+    if not scenario.cluster.beside:
+        return model, own
+    if gpus < most:
+        raise BuildError(("cluster", "gpus"), "nodes of several kinds are used whole; leave gpus out")
+    return model, joined([own, *(_beside(block) for block in scenario.cluster.beside)])
+
+
+def _beside(block: BesideBlock) -> Cluster:
+    node = catalog.node(block.node)
+    return Cluster(node, block.nodes, block.nodes * node.accelerators, block.power_limit)
 
 
 def with_schedule_file(scenario: Scenario, folder: Path) -> Scenario:

@@ -13,7 +13,7 @@ from costmodel import techniques
 from costmodel.architecture import Attention, FeedForward, Model
 from costmodel.hardware import Cluster
 from costmodel.kernels import PEAK_OF_PRECISION
-from placement import divisibility, hybrid_data, schedules
+from placement import divisibility, hybrid_data, schedules, strategies, unequal
 from placement.plan import Plan, PlanError, layers_of_chunks
 from placement.sequences import LengthsError, expected_sequences
 from scenarios.build import build_lengths, build_plan
@@ -56,7 +56,9 @@ def relations(scenario: Scenario, model: Model, cluster: Cluster) -> list[tuple[
     """Everything that does not go together, as (key path, message); empty where all does."""
     plan = build_plan(scenario.plan, cluster)
     case = _Case(plan, model, cluster, scenario.workload)
-    found = list(_degrees(scenario, cluster))
+    if cluster.groups:
+        return [problem for check in (_unequal, _layers, _sequence, _precision) for problem in check(case)]
+    found = [*_degrees(scenario, cluster), *_shares(scenario)]
     # The checks that need the data-parallel degree would mislead where the product is wrong.
     checks = _CHECKS if found else _CHECKS + _SIZED_CHECKS
     return found + [problem for check in checks for problem in check(case)]
@@ -84,6 +86,24 @@ def _degrees(scenario: Scenario, cluster: Cluster) -> Found:
         hint = f"; data {gpus // rest:,} would fit" if gpus % rest == 0 else ""
         product = _product({**others, "data": plan.data})
         yield ("plan", "data"), f"{product} GPUs, but the cluster has {gpus:,}{hint}"
+
+
+def _shares(scenario: Scenario) -> Found:
+    if "shares" in scenario.plan.model_fields_set:
+        yield ("plan", "shares"), ("says how unequal accelerators share the work; these are equal: leave it out, or "
+                                   "give nodes of other kinds in cluster.beside")
+
+
+def _unequal(case: _Case) -> Found:
+    """What a plan on unequal accelerators must be."""
+    plan, ranks = case.plan, case.cluster.accelerators
+    placement = strategies.get(plan.sharding) if isinstance(plan.sharding, str) else plan.sharding
+    if plan.gpus != ranks and plan.data > 1:
+        yield ("plan", "data"), f"unequal accelerators share by sharding alone, over all {ranks:,}; leave it out"
+    if case.workload.lengths is not None:
+        yield ("workload", "lengths"), "sequences of unequal length are not dealt to unequal accelerators; leave it out"
+    for key, reason in unequal.faults(plan, placement, ranks, case.batch):
+        yield ("workload" if key == "global_batch" else "plan", key), reason
 
 
 def _batch(case: _Case) -> Found:

@@ -78,6 +78,7 @@ class Listed(StrEnum):
     techniques = "techniques"
     context_groups = "context-groups"
     shares = "shares"
+    shares = "shares"
     stacks = "stacks"
     scenarios = "scenarios"
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from scenarios.errors import nearest, shown
 
-Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "techniques", "context-groups", "stacks",
-               "scenarios"]
+Kind = Literal["models", "accelerators", "nodes", "schedules", "strategies", "techniques", "context-groups", "shares",
+               "stacks", "scenarios"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LIBRARY = Path(__file__).with_name("library")
 
@@ -44,7 +44,7 @@ def check(kind: Kind, name: str) -> None:
             return
         except catalog.UnknownName:
             pass
-    singular = {"strategies": "sharding strategy"}.get(kind, kind[:-1])
+    singular = {"strategies": "sharding strategy", "shares": "way of sharing"}.get(kind, kind[:-1])
     raise ValueError(f"no {singular} {shown(name)[5:]}; {nearest(name, known(kind))}")
 
 
@@ -99,6 +99,12 @@ def _techniques() -> list[str]:
     from costmodel import techniques
 
     return list(techniques.names())
+
+
+def _shares() -> list[str]:
+    from placement.shares import POLICIES
+
+    return list(POLICIES)
 
 
 def _stacks() -> list[str]:
@@ -168,6 +174,13 @@ def _technique(name: str) -> dict[str, Any]:
     return {"title": found.title, "defaults": defaults, "law": found.law, "source": found.source}
 
 
+def _share(name: str) -> dict[str, Any]:
+    from placement import shares
+
+    found = shares.get(name)
+    return {"text": found.text, "source": found.source}
+
+
 def _stack(name: str) -> dict[str, Any]:
     from costmodel import stack
 
@@ -186,10 +199,10 @@ def _scenario(name: str) -> dict[str, Any]:
 _KNOWN: dict[Kind, Callable[[], list[str]]] = {
     "models": _models, "accelerators": _accelerators, "nodes": _nodes, "schedules": _schedules,
     "strategies": _strategies, "techniques": _techniques, "context-groups": _context_groups,
-    "stacks": _stacks, "scenarios": _scenarios,
+    "shares": _shares, "stacks": _stacks, "scenarios": _scenarios,
 }
 _DESCRIBE: dict[Kind, Callable[[str], dict[str, Any]]] = {
     "models": _model, "accelerators": _accelerator, "nodes": _node, "schedules": _schedule,
-    "strategies": _strategy, "techniques": _technique, "context-groups": _context_group, "stacks": _stack,
-    "scenarios": _scenario,
+    "strategies": _strategy, "techniques": _technique, "context-groups": _context_group, "shares": _share,
+    "stacks": _stack, "scenarios": _scenario,
 }

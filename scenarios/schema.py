@@ -90,14 +90,24 @@ def _model_choice(value: Any) -> Any:
     return value
 
 
+class BesideBlock(Block):
+    """Nodes of another kind beside those of the cluster."""
+
+    node: Annotated[str, named("nodes")]
+    nodes: Degree
+    power_limit: Annotated[float, quantity("W"), Field(gt=0, le=1e5)] | None = None
+
+
 class ClusterBlock(Block):
-    """Equal nodes. `gpus`, used by the run, defaults to all of them."""
+    """Equal nodes. `gpus`, used by the run, defaults to all of them. `beside`: nodes of other kinds on the same fabric;
+    the price is then that of every GPU."""
 
     node: Annotated[str, named("nodes")]
     nodes: Degree
     gpus: Count | None = None
     price_usd_per_gpu_hour: Annotated[float, quantity("USD/h"), Field(ge=0, le=1e6)] | None = None
     power_limit: Annotated[float, quantity("W"), Field(gt=0, le=1e5)] | None = None
+    beside: Annotated[list[BesideBlock], Field(max_length=8)] = []
 
 
 Length = Annotated[float, quantity("tokens"), Field(ge=1, le=1_000_000_000)]
@@ -185,6 +195,7 @@ class PlanBlock(Block):
     selective_offload: bool = False
     expert: Degree = 1
     expert_tensor: Degree = 1
+    shares: Annotated[str, named("shares")] = "decoupled"
     stage_layers: Annotated[Any, BeforeValidator(_stage_layers)] = "even"
     schedule: Annotated[str, named("schedules")] = "1f1b"
     segments: Degree = 1

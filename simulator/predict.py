@@ -23,6 +23,7 @@ from simulator.hybrid_data import flops_per_token, hybrid
 from simulator.inputs import TrainingInputs
 from simulator.timeline import Timeline
 from simulator.training import Lowered, lower
+from simulator.unequal import UNMEASURED, shared
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,16 @@ class Played:
         return self.needed_bytes <= self.setting.cluster.accelerator.memory.capacity_bytes
 
 
-def setting_of(inputs: TrainingInputs) -> Setting:
-    """The stack block of the inputs with the rest. Raises StackError for a part that the stack does not know."""
+def stack_of(inputs: TrainingInputs) -> stack.Stack:
+    """The stack block of the inputs. Raises StackError for a part that the stack does not know."""
     chosen: dict[str, Any] = {key: tuple(value) if key == "overlap" else value for key, value in inputs.stack.items()}
     name = chosen.pop("name", None)
-    software = stack.named(name, **chosen) if name else stack.Stack(**chosen)
-    return Setting(inputs.model, inputs.plan, inputs.cluster, software, inputs.sequence, inputs.constants)
+    return stack.named(name, **chosen) if name else stack.Stack(**chosen)
+
+
+def setting_of(inputs: TrainingInputs) -> Setting:
+    """The stack block of the inputs with the rest. Raises StackError, or PlanError for unequal accelerators."""
+    return Setting(inputs.model, inputs.plan, inputs.cluster, stack_of(inputs), inputs.sequence, inputs.constants)
 
 
 def play(inputs: TrainingInputs) -> Played:
@@ -60,10 +65,14 @@ def play(inputs: TrainingInputs) -> Played:
 
     Raises PlanError or ScheduleError where the plan cannot be laid over the model.
     """
+    if inputs.cluster.groups:
+        found = shared(inputs, stack_of(inputs))
+        return Played(found.divided.setting, found.divided.step, details={"shares": found.document}, notes=found.notes,
+                      unmeasured=UNMEASURED)
     setting = setting_of(inputs)
     if inputs.lengths is not None:
-        found = hybrid(inputs, setting)
-        return Played(setting, found.step, found.lowered, found.timeline, {"sequences": found.document}, found.notes,
+        cut = hybrid(inputs, setting)
+        return Played(setting, cut.step, cut.lowered, cut.timeline, {"sequences": cut.document}, cut.notes,
                       "no published run with sequences of unequal length is among the residuals")
     return play_setting(setting, inputs.global_batch, inputs.fidelity)
 
