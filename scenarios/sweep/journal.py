@@ -94,7 +94,7 @@ class Journal:
         while line := self._file.readline():
             try:
                 index = _row(line).index if line.endswith(b"\n") else -1
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 index = -1
             if not 0 <= index < len(self._offsets):
                 break
@@ -126,7 +126,7 @@ def _check_identity(header: bytes, identity: Mapping[str, str], path: Path) -> N
     try:
         found = json.loads(header)
         is_journal = found.pop("format") == FORMAT
-    except (ValueError, AttributeError, LookupError, TypeError):
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
         is_journal = False
     if not is_journal:
         raise ScenarioError.at(place, "is not the journal of a sweep; choose another --out")
