@@ -64,6 +64,14 @@ def relations(scenario: Scenario, model: Model, cluster: Cluster) -> list[tuple[
     return found + [problem for check in checks for problem in check(case)]
 
 
+def unsearchable(cluster: Cluster) -> list[tuple[KeyPath, str]]:
+    """What keeps plans from being searched on a cluster."""
+    if not cluster.groups:
+        return []
+    return [(("cluster", "beside"), "plans are searched for equal accelerators; leave it out (`whatif run` divides the "
+             "work over unequal ones)")]
+
+
 def _product(factors: Mapping[str, int]) -> str:
     """The factors and their product: 'tensor 8 x pipeline 16 = 128'."""
     terms = " x ".join(f"{name} {size:,}" for name, size in factors.items())

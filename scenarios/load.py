@@ -186,7 +186,7 @@ def _checked(document: Document, file: str, path: Path, related: bool = True) ->
         try:
             scenario = build.with_schedule_file(scenario, path.parent)
             model, cluster = build.model_and_cluster(scenario, path.parent)
-            found = checks.relations(scenario, model, cluster) if related else []
+            found = checks.relations(scenario, model, cluster) if related else checks.unsearchable(cluster)
             problems += [_problem(document, at, message) for at, message in found]
         except build.BuildError as error:
             problems.append(_problem(document, error.key, str(error)))
