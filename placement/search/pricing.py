@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from placement import divisibility, schedules
 from placement.hops import hop_s
-from placement.memory import DEVICE_OVERHEAD_BYTES, in_flight_bytes, peak_states, resident_bytes
+from placement.memory import DEVICE_OVERHEAD_BYTES, bytes_on_host, in_flight_bytes, peak_states, resident_bytes
 from placement.passes import Setting, total
 from placement.pipeline import stages_of_rank
 from placement.plan import Plan
@@ -42,7 +42,9 @@ class Prices:
 
     step_time_s: Floats
     needed_bytes: Floats
+    host_bytes: Floats  # of a device, mean over stages
     busy_s: Floats  # mean over ranks of the time in which the accelerator works
+    bubble_s: Floats  # mean over ranks of the time in which a rank waits for others
     divides: NDArray[np.bool_]
     exact: bool
     rejected: Mapping[str, int]  # rule -> plans that break it first
@@ -57,7 +59,7 @@ class Pricing:
         self._tables: dict[Any, Parts] = {}
         self._parts: dict[Any, Parts] = {}
         self._traffic: dict[Any, UnitTraffic] = {}
-        self._held: dict[Any, tuple[Number, Mapping[str, Number]]] = {}
+        self._held: dict[Any, tuple[Number, Mapping[str, Number], Number]] = {}
         self._rules: dict[Any, list[tuple[str, Number]]] = {}
         self._group_rules: dict[Any, Number] = {}
         self._work_places: dict[int, tuple[tuple[Values, ...], tuple[int, ...]]] = {}
@@ -75,15 +77,18 @@ class Pricing:
         exact = has_law(setting)
         peak_in_flight = schedules.get(setting.plan.schedule).peak_in_flight
         stages, virtual = int(setting.plan.pipeline), int(setting.plan.virtual)
-        times, longest_s, busy_s, peak_bytes = [], 0.0, 0.0, 0.0
+        times, longest_s, occupied_s, busy_s, peak_bytes, host_bytes = [], 0.0, 0.0, 0.0, 0.0, 0.0
         for numbers, chunks in ranks:
-            once_s, resident = self._held_by(traffic_key, setting, block, chunks)
+            once_s, resident, on_host = self._held_by(traffic_key, setting, block, chunks)
             time = rank_time(Rank(chunks, count, once_s, hides_data="data" in block.overlap,
                                   overlap_cost=setting.constants.overlap_cost))
             times.append((time, len(numbers)))
-            longest_s = np.maximum(longest_s, total(time.seconds))
+            whole_s = total(time.seconds)
+            longest_s = np.maximum(longest_s, whole_s)
+            occupied_s = occupied_s + whole_s * (len(numbers) / stages)
             busy = sum(seconds for category, seconds in time.seconds.items() if category in BUSY)
             busy_s = busy_s + busy * (len(numbers) / stages)
+            host_bytes = host_bytes + on_host * (len(numbers) / stages)
             held_bytes: Number = 0.0
             if exact and peak_in_flight is not None:
                 in_flight = peak_in_flight(stages, np.reshape(numbers, (-1,) + (1,) * count.ndim), count, virtual)
@@ -95,10 +100,11 @@ class Pricing:
             schedule = schedules.get(setting.plan.schedule)
             waiting_s = bubble_s(schedule, stages, virtual, count, times, hop_s(setting, 0))
         step_time_s = longest_s + waiting_s + norm_reduction_s(setting)
+        idle_s = longest_s + waiting_s - occupied_s
         divides, rejected = self._divides(block, setting)
-        shaped = (np.broadcast_to(one, block.shape) for one in (step_time_s, peak_bytes, busy_s, divides))
-        step_time, peak, busy_time, sound = shaped
-        return Prices(step_time, peak + DEVICE_OVERHEAD_BYTES, busy_time, sound, exact, rejected)
+        needed_bytes = peak_bytes + DEVICE_OVERHEAD_BYTES
+        found = (step_time_s, needed_bytes, host_bytes, busy_s, idle_s, divides)
+        return Prices(*(np.broadcast_to(one, block.shape) for one in found), exact, rejected)
 
     def layout_fault(self, block: Block) -> str:
         """Why no plan of the block can be laid, "" where some can."""
@@ -204,15 +210,16 @@ class Pricing:
 
     def _held_by(
         self, key: Any, setting: Setting, block: Block, chunks: Sequence[ChunkTraffic]
-    ) -> tuple[Number, Mapping[str, Number]]:
-        """Seconds of the update and resident bytes of a rank; they depend on its weights alone."""
+    ) -> tuple[Number, Mapping[str, Number], Number]:
+        """Seconds of the update, resident bytes, and bytes on the host of a rank; they depend on its weights alone."""
         weights = Counter(id(unit.dense_parameters) for chunk in chunks for unit in chunk.layers)
         key = (key, frozenset(weights.items()))
         if key not in self._held:
             units = [chunk.whole for chunk in chunks]
             settings = [_placed(setting, states) for states in block.states]
             update_s = stacked([optimizer_s(one, units) for one in settings], 4)
-            self._held[key] = update_s, stacked([resident_bytes(one, units) for one in settings], 4)
+            resident = stacked([resident_bytes(one, units) for one in settings], 4)
+            self._held[key] = update_s, resident, stacked([bytes_on_host(one, units) for one in settings], 4)
         return self._held[key]
 
     def _divides(self, block: Block, setting: Setting) -> tuple[Number, dict[str, int]]:
