@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 
 import numpy as np
 
-from costmodel.hardware import Accelerator
+from costmodel.hardware import Accelerator, Cluster
 from costmodel.operators import Number
 from placement import schedules, semantics
 from placement.passes import Setting
@@ -52,16 +53,32 @@ def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]
 
 def host_bytes(setting: Setting) -> Number:
     """Bytes per device, the mean over pipeline stages, that the placement keeps in host memory."""
+    if not _states_on_host(setting):
+        return 0.0
+    chunks = [merged(units) for units in chunk_units(setting)]
+    return sum(bytes_on_host(setting, [chunk]) for chunk in chunks) / setting.plan.pipeline
+
+
+def bytes_on_host(setting: Setting, units: Iterable[Unit]) -> Number:
+    """Bytes of the model states of some units that one device keeps in host memory."""
     placement = setting.placement
-    states = [state for state in State if state is not State.ACTIVATIONS and placement.offloaded(state)]
     held: Number = 0.0
-    for unit in [merged(units) for units in chunk_units(setting)] if states else []:
+    for unit, state in product(units, _states_on_host(setting)):
         for (whole, trainable, experts), spared in zip(unit.weights, unit.spared, strict=True):
-            for state in states:
-                ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))
-                count = whole if state is State.PARAMETERS else spared.left(trainable, state, placement.state_bytes)
-                held = held + count * placement.state_bytes.of(state) / ranks
-    return held / setting.plan.pipeline
+            ranks = semantics.ranks(placement.sharded_axes(state), degrees(setting, experts))
+            count = whole if state is State.PARAMETERS else spared.left(trainable, state, placement.state_bytes)
+            held = held + count * placement.state_bytes.of(state) / ranks
+    return held
+
+
+def _states_on_host(setting: Setting) -> list[State]:
+    return [state for state in State if state is not State.ACTIVATIONS and setting.placement.offloaded(state)]
+
+
+def host_capacity_bytes(cluster: Cluster) -> float:
+    """An accelerator's share of its node's host memory; infinite where the catalogue does not know it."""
+    sizes = [tier.capacity_bytes for tier in cluster.node.tiers if tier.name == "host"]
+    return sizes[0] / cluster.node.accelerators if sizes else float("inf")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from costmodel import money, parameters, stack
 from costmodel.kernels import peak_flops_per_s
-from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes
+from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes, host_capacity_bytes
 from placement.passes import Setting, add
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
@@ -44,8 +44,16 @@ class Played:
         return self.step.peak_bytes[self.step.worst_stage] + DEVICE_OVERHEAD_BYTES
 
     @property
+    def on_host_bytes(self) -> float:
+        """Host memory that an accelerator needs, the mean over stages: model states and copied activations."""
+        copied = sum(self.step.host_peak_bytes) / max(len(self.step.host_peak_bytes), 1)
+        return float(host_bytes(self.setting) + copied)
+
+    @property
     def fits(self) -> bool:
-        return self.needed_bytes <= self.setting.cluster.accelerator.memory.capacity_bytes
+        """Whether device memory holds the fullest stage, and the host's what lies there."""
+        capacity_bytes = self.setting.cluster.accelerator.memory.capacity_bytes
+        return self.needed_bytes <= capacity_bytes and self.on_host_bytes <= host_capacity_bytes(self.setting.cluster)
 
 
 def stack_of(inputs: TrainingInputs) -> stack.Stack:
@@ -217,9 +225,8 @@ def summary(inputs: TrainingInputs, played: Played) -> tuple[dict[str, Any], dic
     speed = _speed(inputs, step.step_time_s)
     paid, reasons = _money(inputs, step, speed)
     peaks = {"hbm": played.needed_bytes}
-    copied = sum(step.host_peak_bytes) / max(len(step.host_peak_bytes), 1)
-    if host := host_bytes(played.setting) + copied:
-        peaks["host"] = float(host)
+    if host := played.on_host_bytes:
+        peaks["host"] = host
     return {
         "fits": played.fits,
         "step_time_s": step.step_time_s,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel import money
-from placement.memory import DEVICE_OVERHEAD_BYTES
+from placement.memory import DEVICE_OVERHEAD_BYTES, host_capacity_bytes
 from placement.passes import Setting
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
@@ -243,7 +243,7 @@ class _Search:
                 raise ValueError(f"the catalogue has no {what} for {case.base.cluster.accelerator.name}, so {name} is "
                                  "not known")
         sound = prices.divides
-        allowed = sound & limits.allows(scores)
+        allowed = sound & limits.allows(scores) & (prices.host_bytes <= host_capacity_bytes(case.base.cluster))
         number = len(self.blocks)
         self.blocks.append((case, pricing, block))
         self.counts.priced += int(np.count_nonzero(sound))

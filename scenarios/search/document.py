@@ -285,8 +285,8 @@ def answer(result: Mapping[str, Any]) -> str:
     text = f"The best of {result['counts']['plans_evaluated']:,} plans takes {step} a step and {memory} a GPU: {plan}."
     if base and base["fits"] and first[figure] is not None and base[figure]:
         gain = 1.0 - first[figure] / base[figure]
-        than = "worse" if gain >= 0 else "better"
-        text += f" The scenario's own plan is {abs(gain):.1%} {than} by {result['objective']}."
+        less = f"{abs(gain):.1%} {'less' if gain >= 0 else 'more'} {result['objective']}"
+        text += f" That is {less} than the scenario's own plan."
     elif base and not base["fits"]:
         text += " The scenario's own plan does not fit."
     return text + _by_events(best)
