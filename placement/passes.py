@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from costmodel import collectives, constants, network, parameters, techniques, work
+from costmodel import collectives, constants, network, parameters, product_keys, techniques, work
 from costmodel.architecture import Layer, Model
 from costmodel.constants import Constants
 from costmodel.hardware import Cluster, capped
@@ -288,13 +288,35 @@ def expert_communication(setting: Setting, layer: Layer) -> tuple[Number, Number
     return 2.0 * one_way, 2.0 * one_way
 
 
+def lookup_communication(setting: Setting, layer: Layer) -> tuple[Number, Number]:
+    """Seconds (forward, backward) of a memory layer whose values lie on the expert ranks by columns.
+
+    Choices and scores of all tokens of the group are gathered on every rank; the sums of its columns return by an
+    all-to-all (arXiv 2412.09764; ColwiseEmbeddingBag: input replicated, output from columns to tokens). Backward,
+    gradients of the sums go out the same way and those of the scores are reduced to where they came from.
+    """
+    memory = layer.feed_forward.memory
+    if memory is None:
+        return 0.0, 0.0
+    group = network.group(setting.cluster, setting.plan.expert, setting.plan.expert_tensor)
+    tokens = setting.shard.tokens
+    chosen = tokens * setting.plan.expert * product_keys.selected_bytes(memory)
+    scores = tokens * setting.plan.expert * memory.heads * memory.neighbours * 2.0
+    sums_s = setting.collective_s(
+        collectives.all_to_all_s, 2.0 * setting.widening * tokens * setting.model.hidden, group
+    )
+    gather_s = setting.collective_s(collectives.all_gather_s, chosen, group)
+    return gather_s + sums_s, setting.collective_s(collectives.reduce_scatter_s, scores, group) + sums_s
+
+
 def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> PassPrice:
     """Adds exposed tensor, context and expert communication and what the hidden part costs."""
     cost = setting.constants.overlap_cost
     parts = {
         "tensor": tensor_communication(setting, layer),
         "context": context_communication(setting, layer),
-        "expert": expert_communication(setting, layer),
+        "expert": lookup_communication(setting, layer) if layer.feed_forward.memory
+        else expert_communication(setting, layer),
     }
     forward, backward = dict(price.forward), dict(price.backward)
     for name, pair in parts.items():

@@ -79,7 +79,7 @@ def build_model(choice: ModelChoice, folder: Path) -> Model:
     if asked is None:
         return model
     try:
-        return with_memory(model, MemoryLayers(**{**dict(asked), "layers": tuple(asked.layers)}))
+        return with_memory(model, MemoryLayers(**{**asked.model_dump(), "layers": tuple(asked.layers)}))
     except MemoryLayerError as error:
         raise BuildError(("model", "memory_layers", error.key), str(error)) from None
 

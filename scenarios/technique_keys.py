@@ -31,4 +31,4 @@ def _parameters(name: str, kind: type[Technique], base: type[BaseModel]) -> Any:
 def chosen(block: BaseModel | None) -> tuple[Technique, ...]:
     """The techniques that a block asks for, in the order of the registry."""
     asked = {} if block is None else {name: value for name, value in block if value is not None}
-    return tuple(TECHNIQUES[name](**dict(value)) for name, value in asked.items())
+    return tuple(TECHNIQUES[name](**value.model_dump()) for name, value in asked.items())

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from costmodel import constants, parameters
+from costmodel import constants, parameters, techniques
 from costmodel.architecture import Model
 from costmodel.kernels import peak_flops_per_s
-from costmodel.operators import layer_operators
+from costmodel.operators import FORWARD
 from costmodel.units import show
 from placement import schedules
 from placement.memory import DEVICE_OVERHEAD_BYTES, DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE, workspace_bytes
-from placement.passes import Setting, total
+from placement.passes import Setting, layer_work, total
 from placement.pipeline import segment_shares
 from placement.step import Step
 from simulator.inputs import TrainingInputs
@@ -144,6 +144,9 @@ def assumptions(inputs: TrainingInputs, setting: Setting, copies: bool = False) 
         ("balance", "equal ranks", "every rank of a stage has equal work and speed; experts are balanced; no failures",
          "scope"),
     ]
+    for one in plan.changes:
+        asked = ", ".join(f"{key} {value}" for key, value in vars(one).items())
+        rows.append((f"technique: {techniques.name_of(one)}", asked, one.law, one.source))
     if plan.segments > 1:
         tokens = segment_shares(setting) * inputs.sequence / plan.segments
         rows.append(("plan.segments", ", ".join(f"{count:,.0f}" for count in tokens), "tokens of the parts of a "
@@ -186,7 +189,7 @@ def roofline(setting: Setting) -> dict[str, Any]:
     pricer, counted = setting.pricer, list(setting.model.layers)
     layer = max(set(counted), key=counted.count)
     rows: list[dict[str, Any]] = []
-    for operator in layer_operators(setting.model, layer, setting.shard):
+    for operator in (one for one in layer_work(setting, layer).operators if FORWARD in one.products):
         time_s = float(total(pricer.forward_s(operator)))
         flops, moved = float(operator.forward_flops), float(operator.forward_bytes)
         rows.append(

@@ -25,7 +25,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "lora": Lora,
     "mixlora": MixLora,
 }
-__all__ = ["TECHNIQUES", "Technique", "changed", "changed_end", "names", "of_trainable", "problems"]
+__all__ = ["TECHNIQUES", "Technique", "changed", "changed_end", "name_of", "names", "of_trainable", "problems"]
 
 
 def names() -> tuple[str, ...]:
