@@ -103,8 +103,9 @@ class Pricing:
         idle_s = longest_s + waiting_s - occupied_s
         divides, rejected = self._divides(block, setting)
         needed_bytes = peak_bytes + DEVICE_OVERHEAD_BYTES
-        found = (step_time_s, needed_bytes, host_bytes, busy_s, idle_s, divides)
-        return Prices(*(np.broadcast_to(one, block.shape) for one in found), exact, rejected)
+        found = (step_time_s, needed_bytes, host_bytes, busy_s, idle_s)
+        step_time, needed, on_hosts, busy_time, bubble = (np.broadcast_to(one, block.shape) for one in found)
+        return Prices(step_time, needed, on_hosts, busy_time, bubble, divides, exact, rejected)
 
     def layout_fault(self, block: Block) -> str:
         """Why no plan of the block can be laid, "" where some can."""
