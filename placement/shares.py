@@ -160,9 +160,13 @@ class Rules:
     source: str
 
     def __call__(self, problem: Problem) -> Division:
-        found = [one for passes in self.passes(problem) if (one := solved(problem, self, passes))]
-        found = found or [closest(problem, self, passes) for passes in self.passes(problem)]
-        return min(found, key=lambda one: (one.lacking if not one.fits else 0.0, one.step_s))
+        found: Division | None = None
+        for passes in self.passes(problem):
+            found = solved(problem, self, passes, found.step_s if found else np.inf) or found
+        if found is not None:
+            return found
+        nearest = (closest(problem, self, passes) for passes in self.passes(problem))
+        return min(nearest, key=lambda one: (one.lacking, one.step_s))
 
     def passes(self, problem: Problem) -> list[int]:
         """How often micro-batches may go through the whole model in a step."""
@@ -212,9 +216,9 @@ def _undominated(found: Iterable[Choice]) -> Iterator[Choice]:
         yield from kept
 
 
-def solved(problem: Problem, rules: Rules, passes: int) -> Division | None:
-    """The fastest division in which everything fits, None where there is none."""
-    return _Search(problem, rules, passes).fastest()
+def solved(problem: Problem, rules: Rules, passes: int, below_s: float = np.inf) -> Division | None:
+    """The fastest division in which everything fits, None where none takes less than `below_s`."""
+    return _Search(problem, rules, passes).fastest(below_s)
 
 
 def closest(problem: Problem, rules: Rules, passes: int) -> Division:
@@ -243,12 +247,12 @@ class _Search:
         self.choices = [choices(problem, rules, passes, kind) for kind in problem.kinds] if dealt is None else dealt
         self.columns = [_columns(of_kind) for of_kind in self.choices]
 
-    def fastest(self) -> Division | None:
+    def fastest(self, below_s: float = np.inf) -> Division | None:
         forwards = sorted({one.forward_s for of_kind in self.choices for one in of_kind})
         backwards = sorted({one.backward_s for of_kind in self.choices for one in of_kind})
         if not forwards:
             return None
-        best, best_s = None, np.inf
+        best, best_s = None, below_s
         boxes = [(0.0, (0, len(forwards) - 1, 0, len(backwards) - 1))]
         while boxes:
             least_s, (low, high, early, late) = heapq.heappop(boxes)

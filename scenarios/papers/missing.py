@@ -6,7 +6,6 @@ MISSING: dict[str, str] = {
     "bytescale": "sequences of unequal length and context parallelism chosen per sequence",
     "protrain": "the memory hierarchy: chunks resident, swapped or recomputed by a cost model",
     "harmony": "the memory hierarchy: weights swapped between host and device by packs of layers",
-    "cephalo": "unequal GPUs in one job, with unequal batches and shards",
     "memascend": "the memory hierarchy: pinned host buffers and SSD offload",
     "cxl-aware allocation": "the memory hierarchy: optimizer states interleaved over DRAM and CXL",
     "mallocmuzero": "placing buffers in fast memory by search (the memory hierarchy)",

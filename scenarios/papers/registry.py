@@ -26,6 +26,7 @@ ADAPTERS: dict[str, str] = {
     "mixture-of-channels": "mixture_of_channels",
     "fusemax": "fusemax",
     "frugal": "frugal",
+    "cephalo": "cephalo",
 }
 _QUALITY = re.compile(r"perplexity|accuracy|top-1|\bmAP\b|quality|pass@|\bloss\b")
 
