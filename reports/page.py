@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reports import charts
+from reports import charts, shares
 from reports.compare import flatten
 from reports.table import (
     CALIBRATION_HEADS,
@@ -186,13 +186,14 @@ def _time(document: Document) -> View | None:
 
 
 def _time_by_stage(document: Document, order: Sequence[str]) -> View | None:
-    rows = [(str(index), stage) for index, stage in enumerate(document.get("breakdown_by_stage") or [])]
+    names, what = shares.parts_of_a_step(document)
+    rows = list(zip(names, document.get("breakdown_by_stage") or [], strict=True))
     if len(rows) < 2:
         return None
     order = [*order, *sorted({name for _, stage in rows for name in stage} - set(order))]
-    title = "Time by pipeline stage"
+    title = f"Time by {what}"
     chart = charts.stacked_bars([(label, parts_of(stage, order)) for label, stage in rows], title,
-                                f"{len(rows)} stages, each with the parts of its time.", in_seconds)
+                                f"{len(rows)} of them, each with the parts of its time.", in_seconds)
     return figure_view(chart, parts_table(rows, "s", order), legend_of(order), title)
 
 
@@ -254,10 +255,13 @@ def _memory(document: Document) -> View | None:
     order += sorted({name for stage in stages for name in stage.get("states") or {}} - set(order))
     by_stage, limit = None, _capacity(document, "hbm")
     if len(stages) > 1:
-        rows = [(str(stage["stage"]), stage.get("states") or {}) for stage in stages]
-        title = "Peak memory by pipeline stage"
+        names, what = shares.parts_of_a_step(document)
+        unequal = what != "pipeline stage"
+        rows = [(names[index] if unequal else str(stage["stage"]), stage.get("states") or {})
+                for index, stage in enumerate(stages)]
+        title, most = f"Peak memory by {what}", None if unequal else limit
         chart = charts.stacked_bars([(label, parts_of(states, order)) for label, states in rows], title,
-                                    f"{len(rows)} stages with what lies in them.", in_bytes, limit)
+                                    f"{len(rows)} of them with what lies in them.", in_bytes, most)
         by_stage = figure_view(chart, parts_table(rows, "B", order), legend_of(order), title)
     bar = table = None
     if parts:

@@ -405,6 +405,9 @@ def show(document: Document, console: Console) -> None:
         heading(console, "What limits it")
         console.print(Text(plain(limiting["text"])))
     _fit(document, console)
+    from reports import shares  # which is made of these tables
+
+    shares.show(document, console)
     _bars(console, "Where the time of a step goes", document.get("breakdown_s"), "s", "blue")
     _bars(console, "Memory of the fullest GPU", document.get("memory_breakdown_bytes"), "B", "magenta")
     _published(document, console)

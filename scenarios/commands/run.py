@@ -167,6 +167,8 @@ def _check_outputs(scenario: str, fidelity: str, html: str, trace: str) -> None:
 def _write_trace(path: str, document: dict[str, Any]) -> None:
     from reports import trace
 
+    if not document.get("timeline"):
+        raise ScenarioError.at(Place(f"--trace {path}"), "this kind of step is a closed form and has no timeline to write")
     try:
         trace.write(path, trace.render(document))
     except OSError as error:
