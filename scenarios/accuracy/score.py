@@ -24,6 +24,7 @@ SPEED = "tokens_per_s_per_gpu"
 # Reserved over allocated memory of the caching allocator: 1.03 to 1.08 on eight points (memory_notes.md A4).
 RESERVED_OVER_ALLOCATED = (1.03, 1.08)
 LEAST_SWEEP = 3
+SWEEP_COLUMNS = ("family", "model", "accelerator", "gpus", "precision", "framework", "seq")
 SCALES = ((8, "1-8"), (64, "9-64"), (512, "65-512"), (4096, "513-4,096"))
 
 
@@ -199,10 +200,9 @@ def averaged(families: dict[str, dict[str, Any]], part: str | None = None) -> di
 
 def sweeps(scored: Iterable[Scored]) -> list[list[Scored]]:
     """Rows that share family, model, GPU, GPU count, precision, release and sequence; at least three."""
-    columns = ("family", "model", "accelerator", "gpus", "precision", "framework", "seq")
     found = defaultdict[tuple[str, ...], list[Scored]](list)
     for one in scored:
-        found[tuple(one.row.text(column) for column in columns)].append(one)
+        found[tuple(one.row.text(column) for column in SWEEP_COLUMNS)].append(one)
     return [group for group in found.values() if len(group) >= LEAST_SWEEP]
 
 
