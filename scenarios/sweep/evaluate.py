@@ -18,6 +18,7 @@ from scenarios.build import training_inputs
 from scenarios.errors import ScenarioError
 from scenarios.load import LoadedScenario
 from scenarios.sweep.columns import DIGITS, DOES_NOT_FIT, INVALID, OK, RESULTS, Row, rounded
+from scenarios.sweep.together import played_together
 from scenarios.sweep.variants import Variants
 from simulator.inputs import TrainingInputs
 from simulator.predict import Played, play, summary
@@ -46,13 +47,20 @@ class Variant:
 def evaluate(base: Base, batch: Sequence[Variant]) -> list[Row]:
     """The rows of some variants, in their order."""
     variants = _variants(base)
-    rows: list[Row] = []
+    rows: dict[int, Row] = {}
+    sound: dict[int, TrainingInputs] = {}
     for variant in batch:
         try:
-            rows.append(_row(variant.index, *_predicted(base, variants, variant)))
-        except (ScenarioError, PlanError, ScheduleError) as error:
-            rows.append(Row(variant.index, INVALID, _reason(error)))
-    return rows
+            sound[variant.index] = _inputs(base, variants, variant)
+        except ScenarioError as error:
+            rows[variant.index] = _invalid(variant.index, error)
+    known = played_together(list(sound.values())) if base.fidelity == "analytic" else {}
+    for place, (index, inputs) in enumerate(sound.items()):
+        try:
+            rows[index] = _row(index, inputs, known[place] if place in known else play(inputs))
+        except (PlanError, ScheduleError) as error:
+            rows[index] = _invalid(index, error)
+    return [rows[variant.index] for variant in batch]
 
 
 @lru_cache(maxsize=2)
@@ -60,11 +68,10 @@ def _variants(base: Base) -> Variants:
     return Variants(base.loaded)
 
 
-def _predicted(base: Base, variants: Variants, variant: Variant) -> tuple[TrainingInputs, Played]:
-    """Raises ScenarioError, PlanError or ScheduleError where the variant is not sound."""
+def _inputs(base: Base, variants: Variants, variant: Variant) -> TrainingInputs:
+    """Raises ScenarioError where the variant is not sound."""
     inputs = training_inputs(variants.loaded(variant.settings), base.fidelity)
-    inputs = replace(inputs, constants=base.constants) if base.constants else inputs
-    return inputs, play(inputs)
+    return replace(inputs, constants=base.constants) if base.constants else inputs
 
 
 def _row(index: int, inputs: TrainingInputs, played: Played) -> Row:
@@ -79,11 +86,11 @@ def _row(index: int, inputs: TrainingInputs, played: Played) -> Row:
     return Row(index, DOES_NOT_FIT, reason, values)
 
 
-def _reason(error: Exception) -> str:
+def _invalid(index: int, error: Exception) -> Row:
     """What is wrong with a variant, on one line."""
     if isinstance(error, ScenarioError):
         text = "; ".join(dict.fromkeys(problem.message for problem in error.problems))
     else:
         text = f"plan: {error}"
     text = " ".join(text.split())
-    return text if len(text) <= MOST_REASON else f"{text[:MOST_REASON - 3]}..."
+    return Row(index, INVALID, text if len(text) <= MOST_REASON else f"{text[:MOST_REASON - 3]}...")

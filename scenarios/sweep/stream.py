@@ -24,7 +24,7 @@ from scenarios.sweep.journal import Journal
 from scenarios.sweep.summary import Summary
 
 # Variants that are evaluated together. What is not finished of these is lost with a kill, and nothing else is.
-CHUNK = {"analytic": 256, "events": 8}
+CHUNK = {"analytic": 512, "events": 8}
 IN_FLIGHT = 48  # batches handed out, where the caller does not say
 
 Progress = Callable[[int, int, int], None]  # variants finished, of all, and of these by an earlier run
