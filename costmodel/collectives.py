@@ -220,7 +220,7 @@ _REDUCE: Mapping[str, Algorithm] = {
 }
 _BROADCAST: Mapping[str, Algorithm] = {
     "ring": _broadcast_over(lambda g: g.size - g.domains, lambda g: g.domains - 1),
-    "tree": _broadcast_over(lambda g: g.per_domain - 1, lambda g: _doublings(g.domains)),
+    "broadcast-tree": _broadcast_over(lambda g: g.per_domain - 1, lambda g: _doublings(g.domains)),
     "in-switch": _in_switch(1, multicast=False),
 }
 _PAIRWISE: Mapping[str, Algorithm] = {"pairwise": _pairwise}
@@ -233,7 +233,7 @@ ALGORITHMS: Mapping[str, Mapping[str, Algorithm]] = {
     "broadcast": _BROADCAST,
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {  # names that stand for the fastest of several
-    "auto": ("ring", "tree", "recursive-doubling", "hierarchical", "in-switch", "pairwise"),
+    "auto": ("ring", "tree", "broadcast-tree", "recursive-doubling", "hierarchical", "in-switch", "pairwise"),
     "nccl": ("ring", "tree", "pat", "in-switch", "pairwise"),
     "custom": ("one-shot", "two-shot"),
 }

@@ -70,7 +70,8 @@ class Operator:
     category: "gemm" (m, n, k, with `groups` equal problems: experts), "attention", or "memory_bound".
     `backward_flops` holds the input gradient and `weight_flops` the weight gradient (zero without a weight).
     `products`: which of the three products of a gemm run (`only`); `routed`: its weights are those of experts;
-    `once`: its result is kept, so that recomputation of single modules does not run it again.
+    `once`: its result is kept, so that recomputation of single modules does not run it again; `as_moved`: its bytes
+    are those that separate kernels move, whatever the execution, not the ideally fused count.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Operator:
     products: tuple[str, ...] = (FORWARD, INPUT, WEIGHT)
     routed: bool = False
     once: bool = False
+    as_moved: bool = False
 
 
 def gemm(name: str, m: Number, n: Number, k: Number, groups: Number = 1, narrow: bool = True) -> Operator:

@@ -150,11 +150,12 @@ def _operators_price(setting: Setting, operators: tuple[Operator, ...]) -> PassP
     weight: Seconds = {}
     for operator in operators:
         m, n, k, products = operator.m, operator.n, operator.k, operator.products
+        counted = 1.0 / setting.constants.traffic(setting.stack.execution) if operator.as_moved else 1.0
         if FORWARD in products:
-            add(forward, pricer.forward_s(operator))
+            add(forward, pricer.forward_s(operator), counted)
         if operator.category != "gemm":
             squared = whole and operator.category == "attention"
-            add(backward, pricer.backward_s(operator), WHOLE_SQUARE if squared else 1.0)
+            add(backward, pricer.backward_s(operator), WHOLE_SQUARE if squared else counted)
             continue
         if WEIGHT in products:
             add(weight, {"gemm": pricer.gemm_s(operator, k, n, m)})

@@ -26,6 +26,9 @@ ADAPTERS: dict[str, str] = {
     "mixture-of-channels": "mixture_of_channels",
     "fusemax": "fusemax",
     "frugal": "frugal",
+    "compact": "compact",
+    "mixlora": "mixlora",
+    "memory layers": "memory_layers",
     "cephalo": "cephalo",
 }
 _QUALITY = re.compile(r"perplexity|accuracy|top-1|\bmAP\b|quality|pass@|\bloss\b")

@@ -217,11 +217,24 @@ def test_memory_without_a_sequence_is_a_span_and_with_one_it_narrows() -> None:
     assert span("7B, 8x A800, tp=8, ckpt on").high < open_.high
 
 
+SAVINGS = ((60e6, 256, 4.42), (130e6, 256, 9.87), (1e9, 64, 13.15))  # reference/systems_training.md 11.1, in GB
+
+
 def test_saving_of_mixture_of_channels_is_the_published_one_within_three_per_cent() -> None:
-    """reference/systems_training.md 11.1, measured dense - MoC: 4.42, 9.87, 13.15 GB."""
-    for size, batch, measured in ((60e6, 256, 4.42), (130e6, 256, 9.87), (1e9, 64, 13.15)):
-        saved = mixture_of_channels.saving_bytes(mixture_of_channels.PRESETS[size], batch, 256, False) / 1e9
-        assert saved == pytest.approx(measured, rel=0.03)
+    """Measured dense - MoC against two played steps, and against the closed form 3 b s f L elements of 2 bytes."""
+    for size, batch, measured in SAVINGS:
+        shape = mixture_of_channels.PRESETS[size]
+        assert mixture_of_channels.saved_bytes(shape, batch, False) / 1e9 == pytest.approx(measured, rel=0.03)
+        closed_form = 3.0 * batch * 256 * shape[1] * shape[2] * 2.0
+        assert closed_form / 1e9 == pytest.approx(measured, rel=0.03)
+
+
+def test_memory_layers_are_counted() -> None:
+    """2^20 d values = 4.29e9 and 1 MiB a token and layer at d = 4096 (reference/systems_training.md, section 11)."""
+    for metric, unit, value in (("value parameters", "B", "4.294967296"), ("bytes read a token and layer", "MiB", "1")):
+        row = claim(system="Memory Layers", setting="d 4096, defaults", metric=metric, system_value=value, unit=unit)
+        assert verdict_of(row).verdict == "reproduced"
+        assert verdict_of(replace(row, system_value="7")).verdict == "not reproduced"
 
 
 def test_fusemax_and_flat_equal_the_artifact() -> None:

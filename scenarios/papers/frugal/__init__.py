@@ -1,18 +1,20 @@
 """FRUGAL (arXiv 2411.07837; defaults read in fzmushko/FRUGAL).
 
 Mechanism: only a share rho of the projectable parameters keeps Adam's two fp32 moments; the rest is updated by a
-state-free rule (signSGD). Answered: bytes of moments a parameter, 8 rho against 8, and with a model size their sum.
+state-free rule (signSGD): `costmodel.techniques.frugal`.
+Answered: bytes of moments a parameter, 8 rho against 8, and with a model size their sum.
 """
 
 from __future__ import annotations
 
 import re
 
+from costmodel.techniques.frugal import Frugal
+from costmodel.work import Weights
+from placement.units import MOMENT_BYTES
 from scenarios.papers import settings
 from scenarios.papers.answers import Answer, NotCheckable, NotMapped, Span
 from scenarios.papers.claims import Claim
-
-MOMENT_BYTES = 8.0  # fp32 m and v
 
 
 def answer(claim: Claim) -> Answer:
@@ -25,5 +27,6 @@ def answer(claim: Claim) -> Answer:
         raise NotCheckable("the number of parameters")
     whole = 1.0 if "param" in claim.unit else (settings.parameters(claim.setting) or 1.0) / 1e9
     rho = float(found[1])
-    return Answer(Span.of(MOMENT_BYTES * rho * whole), Span.of(MOMENT_BYTES * whole), Span.of(rho),
+    left = float(Frugal(density=rho).thinned(Weights.trained(1.0, linear=1.0)).moments)
+    return Answer(Span.of(MOMENT_BYTES * left * whole), Span.of(MOMENT_BYTES * whole), Span.of(left),
                   closed_form=True, how=f"two fp32 moments on {rho:g} of the parameters")
