@@ -46,7 +46,7 @@ def model_and_cluster(scenario: Scenario, folder: Path) -> tuple[Model, Cluster]
     own = Cluster(node, nodes, gpus, scenario.cluster.power_limit)
     if not scenario.cluster.beside:
         return model, own
-    if gpus < most:
+    if scenario.cluster.gpus is not None:
         raise BuildError(("cluster", "gpus"), "nodes of several kinds are used whole; leave gpus out")
     return model, joined([own, *(_beside(block) for block in scenario.cluster.beside)])
 

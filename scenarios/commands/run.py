@@ -168,7 +168,7 @@ def _write_trace(path: str, document: dict[str, Any]) -> None:
     from reports import trace
 
     if not document.get("timeline"):
-        raise ScenarioError.at(Place(f"--trace {path}"), "this kind of step is a closed form and has no timeline to write")
+        raise ScenarioError.at(Place(f"--trace {path}"), "this step is a closed form; it has no timeline to write")
     try:
         trace.write(path, trace.render(document))
     except OSError as error:
