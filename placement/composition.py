@@ -19,7 +19,9 @@ from placement.states import (
     Number,
     Placement,
     PlacementError,
+    Reduction,
     Span,
+    Spread,
     State,
     StateBytes,
     state_bytes,
@@ -27,7 +29,8 @@ from placement.states import (
 
 _HALVES = frozenset({Axis.SHARD, Axis.REPLICATE})
 _OPTIONS = {"keep_gathered": Span.PASS, "accumulate": True, "separate_recompute_gather": False,
-            "host_update": False, "bytes": None}
+            "host_update": False, "bytes": None, "reduction": Reduction.SCATTER, "spread": Spread.GATHER,
+            "secondary": ()}
 
 
 def compose(*parts: Placement | str, bytes_preset: str | StateBytes | None = None) -> Placement:

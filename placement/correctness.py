@@ -17,13 +17,15 @@ from placement.semantics import (
     Communication,
     Phase,
     communications,
+    fetched_axes,
     gathered_after_update,
     parameter_fetches,
 )
-from placement.states import Axis, Placement, Span, State
+from placement.states import Axis, Placement, Reduction, Span, Spread, State
 
 _HOST = (Collective.HOST_READ, Collective.HOST_WRITE)
-_REDUCTIONS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE)
+_REDUCTIONS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL)  # of gradients
+_GATHERS = (Collective.ALL_GATHER, Collective.BROADCAST)
 
 
 @dataclass(frozen=True)
@@ -88,23 +90,29 @@ def gradient_integrity(placement: Placement, sent: Sequence[Communication]) -> I
 
 
 def _reduction(placement: Placement, axis: Axis) -> Collective:
-    sharded = (*placement.sharded_axes(State.OPTIMIZER), *placement.sharded_axes(State.GRADIENTS))
-    return Collective.REDUCE_SCATTER if axis in sharded else Collective.ALL_REDUCE
+    sharded = {*placement.sharded_axes(State.GRADIENTS)}
+    if placement.reduction is not Reduction.ALL_REDUCE:
+        sharded |= {*placement.sharded_axes(State.OPTIMIZER)}
+    if axis not in sharded:
+        return Collective.ALL_REDUCE
+    by_parts = placement.reduction is Reduction.ALL_TO_ALL
+    return Collective.ALL_TO_ALL if by_parts else Collective.REDUCE_SCATTER
 
 
 def state_consistency(placement: Placement, sent: Sequence[Communication]) -> Iterator[Finding]:
     """Every holder of a weight element starts the step with the same value and optimizer state."""
-    gathers = [one for one in sent if one.collective is Collective.ALL_GATHER]
+    gathers = [one for one in sent if one.collective in _GATHERS]
+    spread = Collective.BROADCAST if placement.spread is Spread.BROADCASTS else Collective.ALL_GATHER
 
     def missing(state: State, axis: Axis, message: str, collective: Collective | None) -> Finding:
         return Finding("state consistency", state, axis, collective, message)
 
     for axis in gathered_after_update(placement):
         if not any(one.phase is Phase.UPDATE for one in _over(gathers, State.PARAMETERS, axis)):
-            message = f"each rank updates its shard only; needs an all-gather over {axis} after the update"
-            yield missing(State.PARAMETERS, axis, message, Collective.ALL_GATHER)
-    for axis in placement.gathered_axes():
-        for phase, _ in parameter_fetches(placement):
+            message = f"each rank updates its shard only; needs its {spread} over {axis} after the update"
+            yield missing(State.PARAMETERS, axis, message, spread)
+    for phase, _ in parameter_fetches(placement):
+        for axis in fetched_axes(placement, phase):
             if not any(one.phase is phase for one in _over(gathers, State.PARAMETERS, axis)):
                 message = f"sharded, and not gathered over {axis} for the {phase} pass"
                 yield missing(State.PARAMETERS, axis, message, Collective.ALL_GATHER)
@@ -126,7 +134,7 @@ def _update_consistency(
                               "must be sharded there too", None)
     for axis in placement.axes:
         over = _over(sent, State.GRADIENTS, axis)
-        scattered = any(one.collective is Collective.REDUCE_SCATTER for one in over)
+        scattered = any(one.collective in (Collective.REDUCE_SCATTER, Collective.ALL_TO_ALL) for one in over)
         scattered |= axis in placement.sharded_axes(State.GRADIENTS) and axis not in placement.split_axes()
         gathered = any(one.collective is Collective.ALL_GATHER for one in over)
         if axis not in owned and scattered and not gathered:

@@ -2,12 +2,14 @@
 
 One rule makes the table of every published strategy follow: *a gradient is reduced to the placement of its
 consumer, the optimizer*. Where the optimizer is sharded the reduction is a reduce-scatter, and the updated
-parameters are then gathered to their own placement; where it is replicated it is an all-reduce.
+parameters are then gathered to their own placement; where it is replicated it is an all-reduce. A placement may
+choose other collectives to the same end (`Placement.reduction`, `Placement.spread`, `Placement.secondary`).
 Everything broadcasts over NumPy arrays of degrees and of parameter counts.
 
 What a step lowering asks of a `Placement`:
     ranks(placement.sharded_axes(state), degrees)   over how many ranks a state is divided
     parameter_fetches(placement)                    in which phases parameters are gathered, how often
+    fetched_axes(placement, phase)                  over which axes
     placement.keep_gathered                         how long the gathered copy lives
     gradient_steps(placement)                       reduce-scatter or all-reduce, which axes, how often
     gathered_after_update(placement)                whether updated parameters are gathered
@@ -22,7 +24,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from placement.states import FLATTENED_AXES, Axis, Dim, Mode, Number, Placement, Span, State
+from placement.states import FLATTENED_AXES, Axis, Dim, Mode, Number, Placement, Reduction, Span, Spread, State
 
 Degrees = Mapping[Axis, Number]  # ranks along each axis; an axis not named has one
 
@@ -32,6 +34,7 @@ class Collective(StrEnum):
     REDUCE_SCATTER = "reduce-scatter"
     ALL_REDUCE = "all-reduce"
     ALL_TO_ALL = "all-to-all"
+    BROADCAST = "broadcast"
     POINT_TO_POINT = "point-to-point"
     HOST_READ = "host-read"  # host memory to device
     HOST_WRITE = "host-write"  # device to host memory
@@ -53,7 +56,8 @@ class Communication:
     axes: the mesh axes whose product is the group, inner to outer (several only where frameworks flatten
     them); the link class is that of the outermost, `axis`. tensor_bytes: of the whole tensor of one call:
     what is gathered, or what each rank brings to a reduction; of an all-to-all what each rank holds; of host
-    traffic what the device moves. times: calls a step. sent_bytes: sent per device and call.
+    traffic what the device moves. times: calls a step. sent_bytes: sent per device and call (of a broadcast the
+    mean over its ranks). packing_bytes: read and written in device memory per call to quantise what is sent.
     """
 
     collective: Collective
@@ -64,6 +68,7 @@ class Communication:
     tensor_bytes: Number
     times: Number
     sent_bytes: Number
+    packing_bytes: Number = 0.0
 
     @property
     def axis(self) -> Axis:
@@ -126,7 +131,7 @@ def resident_bytes(
 
     parameters: of the model before any axis divides it, unless `degrees` leaves those axes out.
     activation_bytes: of the undivided activations. A gathered copy that is kept is resident: it contains the
-    shard, unless it is a cast of it.
+    shard, unless it is a cast of it. So is a secondary copy, beside the shard.
     """
     held: dict[State, Number] = {}
     for state in State:
@@ -137,9 +142,13 @@ def resident_bytes(
         at_home = placement.mode(state, Axis.MEMORY) is Mode.REPLICATED
         held[state] = shard * float(at_home)
     if placement.keep_gathered is not Span.PASS and parameter_fetches(placement):
-        copy = parameters * placement.state_bytes.parameter_wire / ranks(placement.split_axes(), degrees)
+        copy = parameters * placement.state_bytes.parameter_copy / ranks(placement.split_axes(), degrees)
         is_cast = placement.state_bytes.gathered is not None
         held[State.PARAMETERS] = copy + (held[State.PARAMETERS] if is_cast else 0)
+    if placement.secondary:
+        divided = ranks((*placement.split_axes(), *placement.secondary), degrees)
+        second = parameters * placement.state_bytes.parameter_copy / divided
+        held[State.PARAMETERS] = held[State.PARAMETERS] + second
     return held
 
 
@@ -173,8 +182,8 @@ def transient_bytes(
     streamed = placement.offloaded(State.OPTIMIZER) and not placement.host_update
     optimizer_ranks = ranks(placement.sharded_axes(State.OPTIMIZER), degrees)
     return {
-        State.PARAMETERS: prefetch * unit * bytes_.parameter_wire * float(fetched),
-        State.GRADIENTS: prefetch * unit * bytes_.gradient_wire
+        State.PARAMETERS: prefetch * unit * bytes_.parameter_copy * float(fetched),
+        State.GRADIENTS: prefetch * unit * bytes_.gradient_copy
         * float(scattered or placement.offloaded(State.GRADIENTS)),
         State.OPTIMIZER: prefetch * unit_parameters * bytes_.optimizer / optimizer_ranks * float(streamed),
         State.ACTIVATIONS: 0.0 * unit,
@@ -216,11 +225,15 @@ def gradient_steps(placement: Placement) -> tuple[tuple[Collective, tuple[Axis, 
     partial = placement.partial_axes()
     late = Span.STEP if placement.accumulate else Span.MICRO_BATCH
     early = [a for a in partial if a in scattered]
-    late_scatter = [a for a in partial if a in owned and a not in scattered]
-    late_sum = [a for a in partial if a not in owned and a not in scattered]
+    whole = placement.reduction is Reduction.ALL_REDUCE
+    late_scatter = [a for a in partial if a in owned and a not in scattered and not whole]
+    late_sum = [a for a in partial if a not in scattered and a not in late_scatter]
+    scatter, hops = Collective.REDUCE_SCATTER, _groups
+    if placement.reduction is Reduction.ALL_TO_ALL:
+        scatter, hops = Collective.ALL_TO_ALL, _hops
     return (
-        *((Collective.REDUCE_SCATTER, group, Span.MICRO_BATCH) for group in _groups(early)),
-        *((Collective.REDUCE_SCATTER, group, late) for group in _groups(late_scatter)),
+        *((scatter, group, Span.MICRO_BATCH) for group in hops(early)),
+        *((scatter, group, late) for group in hops(late_scatter)),
         *((Collective.ALL_REDUCE, group, late) for group in _groups(late_sum)),
     )
 
@@ -242,6 +255,11 @@ def parameter_fetches(placement: Placement) -> tuple[tuple[Phase, Span], ...]:
     return tuple((phase, Span.MICRO_BATCH) for phase in phases)
 
 
+def fetched_axes(placement: Placement, phase: Phase) -> tuple[Axis, ...]:
+    """The axes over which a fetch of the parameters gathers: behind the forward pass those of a secondary copy."""
+    return placement.secondary if placement.secondary and phase is not Phase.FORWARD else placement.gathered_axes()
+
+
 def gathered_after_update(placement: Placement) -> tuple[Axis, ...]:
     """Axes over which updated parameters are gathered: the optimizer is sharded there, they rest whole."""
     rest = placement.sharded_axes(State.PARAMETERS)
@@ -259,30 +277,42 @@ class _Deal:
 
     def make(
         self, collective: Collective, state: State, axes: tuple[Axis, ...], phase: Phase, per: Span,
-        tensor_bytes: Number, times: Number = 1,
+        tensor_bytes: Number, times: Number = 1, packing_bytes: Number = 0.0,
     ) -> Communication:
         calls = times * (self.micro_batches if per is Span.MICRO_BATCH else 1)
         sent = ring_bytes(collective, tensor_bytes, ranks(axes, self.degrees))
-        return Communication(collective, state, axes, phase, per, tensor_bytes, calls, sent)
+        return Communication(collective, state, axes, phase, per, tensor_bytes, calls, sent, packing_bytes)
 
     def ranks_beside(self, axes: Iterable[Axis]) -> Number:
         """Ranks along those of `axes` that do not split the weights (those have been divided out already)."""
         return ranks((axis for axis in axes if axis not in self.placement.split_axes()), self.degrees)
 
     def gather(
-        self, state: State, axes: Iterable[Axis], phase: Phase, per: Span, whole_bytes: Number
+        self, state: State, axes: Iterable[Axis], phase: Phase, per: Span, whole_bytes: Number,
+        spread: Spread = Spread.GATHER, unpacked_bytes: Number | None = None,
     ) -> Iterator[Communication]:
-        """All-gathers over the groups of `axes`, outer first: the inner links carry the last, largest one."""
+        """All-gathers over the groups of `axes`, outer first: the inner links carry the last, largest one.
+
+        As broadcasts, every rank of the group sends its part. `unpacked_bytes`: of the whole before it is quantised
+        and after; every rank quantises its part and turns back what it got.
+        """
         groups = _groups(axes)
         for position in reversed(range(len(groups))):
             inner = ranks((axis for group in groups[:position] for axis in group), self.degrees)
-            yield self.make(Collective.ALL_GATHER, state, groups[position], phase, per, whole_bytes / inner)
+            size, members = whole_bytes / inner, ranks(groups[position], self.degrees)
+            if spread is Spread.BROADCASTS:
+                yield self.make(Collective.BROADCAST, state, groups[position], phase, per, size / members, members)
+                continue
+            both_bytes = 0.0 if unpacked_bytes is None else size + unpacked_bytes / inner
+            packing_bytes = both_bytes * (1 + 1 / members) * (members > 1)
+            yield self.make(Collective.ALL_GATHER, state, groups[position], phase, per, size,
+                            packing_bytes=packing_bytes)
 
 
 def _groups(axes: Iterable[Axis]) -> list[tuple[Axis, ...]]:
     """Axes of one collective as communicators, inner to outer: the data-like ones flattened into one.
 
-    >>> _groups([Axis.CONTEXT, Axis.DATA, Axis.REPLICATE]) == [(Axis.CONTEXT, Axis.DATA), (Axis.REPLICATE,)]
+    >>> _groups([Axis.TENSOR, Axis.CONTEXT, Axis.DATA]) == [(Axis.TENSOR,), (Axis.CONTEXT, Axis.DATA)]
     True
     """
     groups: list[tuple[Axis, ...]] = []
@@ -294,20 +324,35 @@ def _groups(axes: Iterable[Axis]) -> list[tuple[Axis, ...]]:
     return groups
 
 
+def _hops(axes: Iterable[Axis]) -> list[tuple[Axis, ...]]:
+    """Axes of one collective as communicators of their own, inner to outer."""
+    return [(axis,) for axis in axes]
+
+
 def _parameter_gathers(deal: _Deal) -> Iterator[Communication]:
-    whole = deal.parameters * deal.placement.state_bytes.parameter_wire
+    """A secondary copy moves as it lies; what comes from the shards may be quantised for the wire."""
+    bytes_ = deal.placement.state_bytes
+    copy = deal.parameters * bytes_.parameter_copy
     for phase, per in parameter_fetches(deal.placement):
-        yield from deal.gather(State.PARAMETERS, deal.placement.gathered_axes(), phase, per, whole)
+        axes = fetched_axes(deal.placement, phase)
+        packed = bytes_.packed_parameters is not None and axes != deal.placement.secondary
+        whole = deal.parameters * bytes_.parameter_wire if packed else copy
+        yield from deal.gather(State.PARAMETERS, axes, phase, per, whole, unpacked_bytes=copy if packed else None)
 
 
 def _gradient_reductions(deal: _Deal) -> Iterator[Communication]:
-    placement, wire = deal.placement, deal.placement.state_bytes.gradient_wire
-    size = deal.parameters * wire
+    """Where gradients are quantised, each hop quantises what a rank brings, turns back what it got and sums it."""
+    placement, bytes_ = deal.placement, deal.placement.state_bytes
+    wire, count = bytes_.gradient_copy, deal.parameters
     for collective, axes, per in gradient_steps(placement):
         phase = Phase.UPDATE if per is Span.STEP else Phase.BACKWARD
-        yield deal.make(collective, State.GRADIENTS, axes, phase, per, size)
-        if collective is Collective.REDUCE_SCATTER:
-            size = size / ranks(axes, deal.degrees)
+        members, sent, packing = ranks(axes, deal.degrees), wire, 0.0
+        if collective is Collective.ALL_TO_ALL and bytes_.packed_gradients is not None:
+            sent = bytes_.packed_gradients
+            packing = count * (wire + 2 * sent + wire / members) * (members > 1)
+        yield deal.make(collective, State.GRADIENTS, axes, phase, per, count * sent, packing_bytes=packing)
+        if collective is not Collective.ALL_REDUCE:
+            count = count / members
     owned = placement.sharded_axes(State.OPTIMIZER)
     missing = [axis for axis in placement.sharded_axes(State.GRADIENTS) if axis not in owned]
     consumed = deal.parameters * wire / deal.ranks_beside(owned)
@@ -318,7 +363,7 @@ def _after_update(deal: _Deal) -> Iterator[Communication]:
     at_rest = deal.parameters * deal.placement.state_bytes.parameters
     at_rest = at_rest / deal.ranks_beside(deal.placement.sharded_axes(State.PARAMETERS))
     axes = gathered_after_update(deal.placement)
-    yield from deal.gather(State.PARAMETERS, axes, Phase.UPDATE, Span.STEP, at_rest)
+    yield from deal.gather(State.PARAMETERS, axes, Phase.UPDATE, Span.STEP, at_rest, deal.placement.spread)
 
 
 def _host_traffic(deal: _Deal) -> Iterator[Communication]:

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from costmodel import collectives, network
+from costmodel import collectives, network, parameters
 from costmodel.operators import Number
 from placement import semantics
 from placement.passes import Setting
@@ -47,20 +47,39 @@ def degrees(setting: Setting, experts: bool) -> semantics.Degrees:
     return {Axis.DATA: replicas, Axis.SHARD: shard, Axis.REPLICATE: replicas // shard}
 
 
-def _seconds(setting: Setting, one: Communication, ranks: semantics.Degrees, stride: Number) -> Number:
-    """One call on the links of its group: inner ranks first, then shards, then replicas."""
+def _of_rank(setting: Setting, experts: bool) -> float | Number:
+    """Weights of one kind that a rank of the tensor, expert and pipeline axes works with; mean over the pipeline."""
+    plan, parts = setting.plan, parameters.by_component(setting.model)
+    spread = parts["routed_experts"] + parts["memory_values"]
+    whole = spread if experts else sum(parts.values()) - parts["mtp"] - spread
+    return whole / plan.pipeline / (plan.expert * plan.expert_tensor if experts else plan.tensor)
+
+
+def _seconds(
+    setting: Setting, one: Communication, ranks: semantics.Degrees, stride: Number, share: Number
+) -> Number:
+    """All calls of one phase on the links of its group: inner ranks first, then shards, then replicas.
+
+    share: of the rank's weights of that kind that lies in this unit. Broadcasts are made of whole parts of the
+    optimizer and not layer by layer, so a unit has its share of each. What is quantised is read and written before
+    and after it is sent.
+    """
     cluster = setting.cluster
     if one.collective in (Collective.HOST_READ, Collective.HOST_WRITE):
         link = cluster.accelerator.host_link
         return one.tensor_bytes / link.bandwidth_bytes_per_s if link else 0.0
     inner = ranks[Axis.SHARD] if one.axes == (Axis.REPLICATE,) else 1
     group = network.group(cluster, semantics.ranks(one.axes, ranks), stride * inner)
+    if one.collective is Collective.BROADCAST:
+        return one.times * share * setting.collective_s(collectives.broadcast_s, one.tensor_bytes / share, group)
     price = {
         Collective.ALL_GATHER: collectives.all_gather_s,
         Collective.REDUCE_SCATTER: collectives.reduce_scatter_s,
         Collective.ALL_REDUCE: collectives.all_reduce_s,
+        Collective.ALL_TO_ALL: collectives.all_to_all_s,
     }[one.collective]
-    return setting.collective_s(price, one.tensor_bytes, group)
+    packing_s = setting.pricer.memory_s(one.packing_bytes) if np.any(one.packing_bytes) else 0.0
+    return setting.collective_s(price, one.tensor_bytes, group) + packing_s
 
 
 def _sum(parts: Iterable[Number]) -> Number:
@@ -87,7 +106,8 @@ def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
             changed = [one for one in changed if one.state is not State.GRADIENTS]
             changed += [one for one in fewer if one.state is State.GRADIENTS]
         used = [one for one in use if one.state is State.PARAMETERS and one.phase is not Phase.UPDATE]
-        found += [(one, _seconds(setting, one, ranks, stride)) for one in used + changed]
+        share = np.clip(held / _of_rank(setting, experts), 1e-12, 1.0)
+        found += [(one, _seconds(setting, one, ranks, stride, share)) for one in used + changed]
         transient = semantics.transient_bytes(placement, held, prefetch=1, degrees=ranks)
         gathered = gathered + transient[State.PARAMETERS]
         if np.any(trainable):
@@ -114,14 +134,19 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
 
     Bytes: 4 + 12 + 12 + 2 and 4 more for the gradient norm, at memory bandwidth; on the host where the
     optimizer lies there (its share of the node's DRAM bandwidth). Without moments 16 fewer, without a gradient 8;
-    what techniques do beside Adam is shared by the ranks like the rest, and stays on the device.
+    what techniques do beside Adam is shared by the ranks like the rest, and stays on the device. An optimizer that
+    lies on the host and is streamed through the device takes as long as its slowest way: down the host link, through
+    the device's memory, up the link, all three at the same time.
     """
     placement = setting.placement
     moved: Number = 0.0
+    streamed: Number = 0.0
     beside_s: Number = 0.0
     for unit in units:
         for (_, trainable, experts), spared in zip(unit.weights, unit.spared, strict=True):
             ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, experts))
+            left = spared.left(trainable, State.OPTIMIZER, placement.state_bytes)
+            streamed = streamed + left * placement.state_bytes.optimizer / ranks
             moved = moved + (34.0 * trainable - 16.0 * spared.moments - 8.0 * spared.gradients) / ranks
         ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, False))
         beside_s = beside_s + unit.update_s / ranks
@@ -129,7 +154,11 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
         node = setting.cluster.node
         host = next(tier for tier in node.tiers if tier.name == "host")
         return moved / (host.read_bandwidth_bytes_per_s / node.accelerators) + beside_s
-    return setting.pricer.memory_s(moved) + beside_s
+    on_device_s = setting.pricer.memory_s(moved)
+    link = setting.cluster.accelerator.host_link
+    if placement.offloaded(State.OPTIMIZER) and link is not None:
+        on_device_s = np.maximum(on_device_s, streamed / link.bandwidth_bytes_per_s)
+    return on_device_s + beside_s
 
 
 def norm_reduction_s(setting: Setting) -> Number:

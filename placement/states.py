@@ -62,7 +62,7 @@ class Axis(StrEnum):
 
 
 AXIS_ORDER = tuple(Axis)  # inner to outer
-FLATTENED_AXES = frozenset({Axis.CONTEXT, Axis.EXPERT, Axis.SHARD, Axis.DATA})
+FLATTENED_AXES = frozenset({Axis.CONTEXT, Axis.EXPERT, Axis.SHARD, Axis.DATA, Axis.REPLICATE})
 """Axes that frameworks flatten into one communicator when the same collective runs over several of them."""
 
 
@@ -84,13 +84,29 @@ class Span(StrEnum):
     STEP = "step"
 
 
+class Reduction(StrEnum):
+    """By which collectives a gradient is summed."""
+
+    SCATTER = "reduce-scatter"  # each rank gets what its optimizer consumes (an all-reduce where that is all of it)
+    ALL_REDUCE = "all-reduce"  # where gradients are held whole, every rank gets the whole sum and uses its part
+    ALL_TO_ALL = "all-to-all"  # each part is sent to its owner, who sums: one hop an axis, inner first
+
+
+class Spread(StrEnum):
+    """By which collectives updated parameters reach the ranks that hold them."""
+
+    GATHER = "all-gather"
+    BROADCASTS = "broadcasts"  # the owners send their parts to the group one after another
+
+
 @dataclass(frozen=True)
 class StateBytes:
     """Bytes per parameter of the three model states, and on the wire.
 
     `gathered`: bytes per parameter of the copy that a gather makes, where it is a cast of the stored one
     (PyTorch FSDP: fp32 shards, bf16 copies); None: the stored format, and the copy then contains the shard.
-    `reduced`: bytes per parameter sent in a gradient reduction; None: as stored.
+    `reduced`: bytes per parameter of a gradient on its way to be summed; None: as stored.
+    `packed_parameters`, `packed_gradients`: bytes per parameter where they are quantised for the wire alone.
     """
 
     parameters: float
@@ -98,6 +114,8 @@ class StateBytes:
     optimizer: float
     gathered: float | None = None
     reduced: float | None = None
+    packed_parameters: float | None = None
+    packed_gradients: float | None = None
 
     @property
     def total(self) -> float:
@@ -108,12 +126,24 @@ class StateBytes:
         return float(getattr(self, state)) if state is not State.ACTIVATIONS else 0.0
 
     @property
-    def parameter_wire(self) -> float:
+    def parameter_copy(self) -> float:
+        """Of a gathered copy."""
         return self.parameters if self.gathered is None else self.gathered
 
     @property
-    def gradient_wire(self) -> float:
+    def parameter_wire(self) -> float:
+        """Sent in a gather for use."""
+        return self.parameter_copy if self.packed_parameters is None else self.packed_parameters
+
+    @property
+    def gradient_copy(self) -> float:
+        """Of a whole gradient that waits for its reduction."""
         return self.gradients if self.reduced is None else self.reduced
+
+    @property
+    def gradient_wire(self) -> float:
+        """Sent in a reduction."""
+        return self.gradient_copy if self.packed_gradients is None else self.packed_gradients
 
 
 STATE_BYTES: dict[str, StateBytes] = {
@@ -123,6 +153,7 @@ STATE_BYTES: dict[str, StateBytes] = {
     "torch-fsdp-16-bit": StateBytes(4, 4, 8, gathered=2, reduced=2),  # MixedPrecision(reduce_dtype=bf16)
     "fp32": StateBytes(4, 4, 8),  # Adam without a master copy
     "bf16": StateBytes(2, 2, 4),  # everything in 16 bits, no master copy
+    "mixed-packed": StateBytes(2, 2, 12, packed_parameters=1, packed_gradients=0.5),  # ZeRO++: int8, int4 on the wire
 }
 
 
@@ -153,6 +184,9 @@ class Placement:
     separate_recompute_gather: with recompute, the recompute pass and the backward gather apart.
     host_update: an offloaded optimizer is updated by the host (gradients go down, parameters come up) and
         not streamed through the device.
+    reduction, spread: the collectives of gradients and of updated parameters.
+    secondary: axes over which a second copy of the parameters is sharded, which the forward gather leaves behind;
+        the gathers after it (backward) take that copy and stay on these axes (ZeRO++ hpZ, arXiv 2306.10209).
     """
 
     modes: Mapping[State, Mapping[Axis, Mode]] = field(default_factory=dict)
@@ -162,6 +196,9 @@ class Placement:
     accumulate: bool = True
     separate_recompute_gather: bool = False
     host_update: bool = False
+    reduction: Reduction = Reduction.SCATTER
+    spread: Spread = Spread.GATHER
+    secondary: tuple[Axis, ...] = ()
     name: str = ""
     source: str = ""
 
@@ -169,6 +206,10 @@ class Placement:
         for state, modes in self.modes.items():
             for axis, mode in modes.items():
                 self._check(state, axis, mode)
+        if self.secondary and self.keep_gathered is not Span.PASS:
+            raise PlacementError("a secondary copy serves the backward gather; parameters kept gathered have none")
+        if strange := [axis for axis in self.secondary if axis not in self.gathered_axes()]:
+            raise PlacementError(f"secondary copy on axis {strange[0]}: the parameters are not gathered over it")
 
     def _check(self, state: State, axis: Axis, mode: Mode) -> None:
         where = f"{state} {mode} on axis {axis}"

@@ -1,4 +1,4 @@
-"""The registry of published strategies: names to placements, read from `strategies.yaml`."""
+"""The registry of published strategies: names to placements, read from `strategies.yaml` or made by a rule."""
 
 from __future__ import annotations
 
@@ -11,15 +11,29 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from placement.states import Axis, Dim, Mode, Placement, PlacementError, Span, State, StateBytes, state_bytes
+from placement import paro
+from placement.states import (
+    Axis,
+    Dim,
+    Mode,
+    Placement,
+    PlacementError,
+    Reduction,
+    Span,
+    Spread,
+    State,
+    StateBytes,
+    state_bytes,
+)
 
 _FILE = Path(__file__).with_name("strategies.yaml")
 _FLAGS = ("accumulate", "separate_recompute_gather", "host_update")
-_KEYS = (*State, *_FLAGS, "keep_gathered", "bytes", "source")
+_CHOICES = {"keep_gathered": Span, "reduction": Reduction, "spread": Spread}
+_KEYS = (*State, *_FLAGS, *_CHOICES, "secondary", "bytes", "source")
 
 
 def names() -> tuple[str, ...]:
-    """Every strategy known, in the order of the file."""
+    """Every strategy known, in the order of the file, then those made by rule."""
     return tuple(_registry())
 
 
@@ -66,12 +80,14 @@ def from_mapping(data: Mapping[str, Any], name: str = "") -> Placement:
                 partition[axis] = _member(Dim, value, name)
             else:
                 modes.setdefault(state, {})[axis] = _member(Mode, value, name)
+    options: dict[str, Any] = {flag: bool(data[flag]) for flag in _FLAGS if flag in data}
+    options |= {key: _member(kind, data[key], name) for key, kind in _CHOICES.items() if key in data}
     return Placement(
         modes, partition,
         bytes=state_bytes(data["bytes"]) if "bytes" in data else None,
-        keep_gathered=_member(Span, data.get("keep_gathered", Span.PASS), name),
+        secondary=tuple(_member(Axis, axis, name) for axis in data.get("secondary", ())),
         name=name, source=str(data.get("source", "")),
-        **{flag: bool(data[flag]) for flag in _FLAGS if flag in data},
+        **options,
     )
 
 
@@ -86,4 +102,5 @@ def _member(kind: Any, value: str, name: str) -> Any:
 @cache
 def _registry() -> dict[str, Placement]:
     data = YAML(typ="safe").load(_FILE.read_text(encoding="utf-8"))
-    return {name: from_mapping(entry, name) for name, entry in data.items()}
+    written = {name: from_mapping(entry, name) for name, entry in data.items()}
+    return written | {one.name: one for one in map(paro.placement, paro.TRIPLES)}

@@ -47,8 +47,7 @@ def sharding_of(row: Row, bundle: Bundle) -> tuple[str, int | None, tuple[str, .
     if not text:
         return bundle.sharding, None, ()
     if found := re.fullmatch(r"zero1-(\d+|all)", text):
-        size = None if found[1] == "all" else int(found[1])
-        return ("zero-1", None, ()) if size is None else ("zero-1-hybrid", size, ())
+        return "internevo", None if found[1] == "all" else int(found[1]), ()  # InternEvo's notation
     if "shard_grad_op" in text:
         return "fsdp-shard-grad-op", None, ()
     if "not resharded" in text:

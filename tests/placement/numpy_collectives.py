@@ -63,6 +63,28 @@ class World:
             result |= {rank: [held[i][j] for j in range(n)] for i, rank in enumerate(group)}
         return result
 
+    def all_to_all_sum(self, one: Communication, arrays: Vectors) -> Vectors:
+        """Every rank sends each chunk to its owner, who sums what it got."""
+        result = {}
+        for group in self.groups(one.axes, list(arrays)):
+            n = len(group)
+            held = [np.split(arrays[rank], n) for rank in group]
+            for i, rank in enumerate(group):
+                result[rank] = np.sum([held[j][i] for j in range(n)], axis=0)
+                self.count(one, rank, sum(held[i][j].nbytes for j in range(n) if j != i))
+        return result
+
+    def broadcasts(self, one: Communication, arrays: Vectors) -> dict[int, list[np.ndarray]]:
+        """The ranks of a group send their chunk one after another, each along a chain of the others."""
+        result = {}
+        for group in self.groups(one.axes, list(arrays)):
+            n = len(group)
+            for root in range(n):
+                for step in range(n - 1):
+                    self.count(one, group[(root + step) % n], arrays[group[root]].nbytes)
+            result |= {rank: [arrays[member].copy() for member in group] for rank in group}
+        return result
+
     def all_reduce(self, one: Communication, arrays: Vectors) -> Vectors:
         """A ring reduce-scatter followed by a ring all-gather of the flat arrays."""
         flat = {rank: array.ravel() for rank, array in arrays.items()}

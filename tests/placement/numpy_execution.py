@@ -82,6 +82,7 @@ class Execution:
             g: {r: np.stack([piece, 0 * piece, 0 * piece]) for r, piece in
                 self.pieces(g, start[g], State.OPTIMIZER).items()} for g in self.of
         }
+        self.second: dict[str, Vectors] = {}
         self.peak_resident: dict[State, int] = {}
 
     def local(self, weights: Weights, group: str, rank: int) -> np.ndarray:
@@ -136,7 +137,8 @@ class Execution:
     # collectives on full-length vectors of which a rank's valid part is piece(axes)
 
     def gather(self, group: str, work: Vectors, axes: list[Axis], one: Communication) -> list[Axis]:
-        chunks = self.world.all_gather(one, {r: work[r][self.piece(group, r, axes)] for r in work})
+        collect = self.world.broadcasts if one.collective is Collective.BROADCAST else self.world.all_gather
+        chunks = collect(one, {r: work[r][self.piece(group, r, axes)] for r in work})
         for members in self.world.groups(one.axes, list(work)):
             for rank in members:
                 for chunk, member in zip(chunks[rank], members, strict=True):
@@ -148,7 +150,9 @@ class Execution:
         if one.collective is Collective.ALL_REDUCE:
             done = self.world.all_reduce(one, parts)
         else:
-            done, axes = self.world.reduce_scatter(one, parts), [*axes, *one.axes]
+            to_all = one.collective is Collective.ALL_TO_ALL
+            summed = self.world.all_to_all_sum if to_all else self.world.reduce_scatter
+            done, axes = summed(one, parts), [*axes, *one.axes]
         for rank in work:
             work[rank][self.piece(group, rank, axes)] = done[rank]
         return axes
@@ -157,16 +161,21 @@ class Execution:
         """The copies that ranks compute with: what they hold, zeros elsewhere, filled by the gathers."""
         copies = {}
         for group in self.of:
-            axes, placement = self.held(group, State.PARAMETERS), self.of[group]
+            axes, placement, lies = self.held(group, State.PARAMETERS), self.of[group], self.rest[group]
+            if placement.secondary and phase is not Phase.FORWARD:
+                axes, lies = list(placement.secondary), self.second[group]
             work = {r: np.zeros(self.size[group]) for r in self.world.ranks}
-            nbytes = self.rest[group][0].nbytes
+            nbytes = lies[0].nbytes
             here = not placement.offloaded(State.PARAMETERS) or self.host(
                 group, State.PARAMETERS, phase, Collective.HOST_READ, nbytes)
             for rank in work:
-                work[rank][self.piece(group, rank, axes)] = self.rest[group][rank] * here
+                work[rank][self.piece(group, rank, axes)] = lies[rank] * here
             for one in self.found(group, State.PARAMETERS, phase, collective=Collective.ALL_GATHER):
                 axes = self.gather(group, work, axes, one)
             copies[group] = work
+            if placement.secondary and phase is Phase.FORWARD:
+                kept = list(placement.secondary)
+                self.second[group] = {r: work[r][self.piece(group, r, kept)].copy() for r in work}
         return copies
 
     def step(self) -> None:
@@ -189,7 +198,7 @@ class Execution:
         for group, work in gradients.items():
             axes: list[Axis] = []
             for one in self.found(group, State.GRADIENTS, Phase.BACKWARD, Span.MICRO_BATCH):
-                if one.collective in (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE):
+                if one.axis is not Axis.MEMORY:
                     axes = self.reduce(group, work, axes, one)
             arrived = not self.of[group].offloaded(State.GRADIENTS) or self.host(
                 group, State.GRADIENTS, Phase.BACKWARD, Collective.HOST_WRITE, buffers[group][0].nbytes)
@@ -202,11 +211,13 @@ class Execution:
         kept = placement.keep_gathered is not Span.PASS and parameter_fetches(placement)
         arrays = {State.PARAMETERS: copies if kept else self.rest, State.GRADIENTS: buffers,
                   State.OPTIMIZER: self.optimizer}
-        return {
+        held = {
             state: sum(of_group[0].nbytes for of_group in by_group.values())
             * (not placement.offloaded(state) or bool(state is State.PARAMETERS and kept))
             for state, by_group in arrays.items()
         }
+        held[State.PARAMETERS] += sum(of_group[0].nbytes for of_group in self.second.values())
+        return held
 
     def update(self, group: str, buffers: Vectors) -> None:
         """Late reductions, Adam on the optimizer's shard, and the new parameters' way to their holders."""
@@ -220,8 +231,8 @@ class Execution:
             group, State.GRADIENTS, Phase.UPDATE, Collective.HOST_READ, buffers[0].nbytes)
         for rank in ranks:
             work[rank][self.piece(group, rank, axes)] = buffers[rank] * here
-        early = [a for one in self.found(group, State.GRADIENTS, Phase.BACKWARD, Span.MICRO_BATCH,
-                                         Collective.REDUCE_SCATTER) for a in one.axes]
+        early = [a for one in self.found(group, State.GRADIENTS, Phase.BACKWARD, Span.MICRO_BATCH)
+                 if one.collective in (Collective.REDUCE_SCATTER, Collective.ALL_TO_ALL) for a in one.axes]
         scattered = [*axes, *(axis for axis in early if axis not in axes)]
         for one in late:
             collect = self.gather if one.collective is Collective.ALL_GATHER else self.reduce
@@ -247,8 +258,8 @@ class Execution:
     def publish(self, group: str) -> None:
         """Masters become parameters: on the rank that updated them, then on all that hold them."""
         placement, axes = self.of[group], self.held(group, State.OPTIMIZER)
-        at_rest, gathers = self.held(group, State.PARAMETERS), self.found(
-            group, State.PARAMETERS, Phase.UPDATE, collective=Collective.ALL_GATHER)
+        at_rest = self.held(group, State.PARAMETERS)
+        gathers = [one for one in self.found(group, State.PARAMETERS, Phase.UPDATE) if one.axis is not Axis.MEMORY]
         on_host = placement.offloaded(State.PARAMETERS)
         by_host = placement.offloaded(State.OPTIMIZER) and placement.host_update
         direct = on_host == by_host and set(axes) <= set(at_rest)

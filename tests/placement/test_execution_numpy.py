@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as draw
 
-from placement import composition, correctness, strategies
+from placement import composition, correctness, paro, strategies
 from placement.semantics import Activations, Collective, Communication, communications, resident_bytes
-from placement.states import Axis, Dim, Mode, Placement, Span, State
+from placement.states import Axis, Dim, Mode, Placement, Reduction, Span, Spread, State
 from tests.placement.numpy_execution import BYTES, Execution, Problem, single_device
 
-REDUCTIONS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE)
+REDUCTIONS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL)
 EXACT, STEPS = 1e-12, 2
 R, S, G = Mode.REPLICATED, Mode.SHARDED, Mode.SHARDED_WITH_GATHER
 
@@ -93,6 +93,10 @@ CASES = {
             "parameters": {"memory": "offloaded"}, "gradients": {"memory": "offloaded"},
             "optimizer": {"data": "sharded", "memory": "offloaded"}, "activations": {"data": "batch"},
             "host_update": True}), data=2, micro_batches=2),
+    "zero++": case("zero++", shard=2, replicate=2, micro_batches=2),
+    "internevo": case("internevo", shard=2, replicate=2, micro_batches=2),
+    "internevo, one group": case("internevo", shard=4, replicate=1, micro_batches=2),
+    "internevo-isp": case("internevo-isp", shard=2, replicate=2, micro_batches=2),
     "tensor": case("tensor", tensor=4),
     "tensor-sequence": case("tensor-sequence", tensor=4, micro_batches=2),
     "pipeline": case("pipeline", pipeline=3, layers=3, micro_batches=4),
@@ -190,18 +194,19 @@ def test_reducing_a_gradient_over_an_axis_that_splits_weights_breaks_the_step(ax
     optimizer=draw.sampled_from([R, S]),
     keep=draw.sampled_from(list(Span)), accumulate=draw.booleans(), ranks=draw.sampled_from([1, 2, 4]),
     micro_batches=draw.sampled_from([1, 2]), offloaded=draw.sets(draw.sampled_from(list(State)[:3])),
-    host_update=draw.booleans(),
+    host_update=draw.booleans(), reduction=draw.sampled_from(list(Reduction)), spread=draw.sampled_from(list(Spread)),
 )
 def test_any_placement_over_data_trains_the_same_model(
     parameters: Mode, gradients: Mode, optimizer: Mode, keep: Span, accumulate: bool, ranks: int,
-    micro_batches: int, offloaded: set[State], host_update: bool,
+    micro_batches: int, offloaded: set[State], host_update: bool, reduction: Reduction, spread: Spread,
 ) -> None:
     """Also those that nobody has named: the rule, not the table, makes them right."""
     modes = {State.PARAMETERS: {Axis.DATA: parameters}, State.GRADIENTS: {Axis.DATA: gradients},
              State.OPTIMIZER: {Axis.DATA: optimizer}}
     for state in offloaded:
         modes[state][Axis.MEMORY] = Mode.OFFLOADED
-    placement = Placement(modes, {Axis.DATA: Dim.BATCH}, BYTES, keep, accumulate, host_update=host_update)
+    placement = Placement(modes, {Axis.DATA: Dim.BATCH}, BYTES, keep, accumulate, host_update=host_update,
+                          reduction=reduction, spread=spread)
     assert correctness.check(placement) == ()
     case = Case(placement, {Axis.DATA: ranks}, micro_batches)
     run, error = case.play()
@@ -209,21 +214,10 @@ def test_any_placement_over_data_trains_the_same_model(
     assert_bytes_agree(case, run)
 
 
-def triple(parameters: str, gradients: str, optimizer: str) -> Placement:
-    """PaRO's notation (arXiv 2310.06003): N nowhere, I inside a group, G over all ranks."""
-    axes = {"N": [], "I": [Axis.SHARD], "G": [Axis.SHARD, Axis.REPLICATE]}
-    modes = {State.PARAMETERS: dict.fromkeys(axes[parameters], G),
-             State.GRADIENTS: dict.fromkeys(axes[gradients], S),
-             State.OPTIMIZER: dict.fromkeys(axes[optimizer], S)}
-    return Placement(modes, {Axis.SHARD: Dim.BATCH, Axis.REPLICATE: Dim.BATCH}, BYTES)
-
-
-TRIPLES = [p + g + o for p in "NIG" for g in "NIG" for o in "NIG"]
-
-
-@pytest.mark.parametrize("letters", TRIPLES)
-def test_all_27_hybrid_triples_train_the_same_model(letters: str) -> None:
-    case = Case(triple(*letters), {Axis.SHARD: 2, Axis.REPLICATE: 2}, micro_batches=2)
-    run, error = case.play()
+@pytest.mark.parametrize("letters", paro.TRIPLES)
+def test_all_27_triples_of_paro_train_the_same_model(letters: str) -> None:
+    one = case(f"paro-{letters.lower()}", shard=2, replicate=2, micro_batches=2)
+    assert correctness.check(one.placement) == ()
+    run, error = one.play()
     assert error < EXACT
-    assert_bytes_agree(case, run)
+    assert_bytes_agree(one, run)
