@@ -68,11 +68,13 @@ class Limits:
     memory_bytes: float
     most: Mapping[str, float] = field(default_factory=dict)
 
+    def excess(self, scores: Mapping[str, Number]) -> Number:
+        """The largest ratio of a score to its limit, memory aside; at most 1 where every limit is kept."""
+        ratios = [scores[name] / most if most else np.inf for name, most in self.most.items()]
+        return np.maximum.reduce(ratios) if ratios else np.zeros_like(scores["memory"])
+
     def allows(self, scores: Mapping[str, Number]) -> Number:
-        allowed = scores["memory"] <= self.memory_bytes
-        for name, most in self.most.items():
-            allowed = allowed & (scores[name] <= most)
-        return allowed
+        return (scores["memory"] <= self.memory_bytes) & (self.excess(scores) <= 1.0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Outcome:
 
     best: list[Candidate]
     pareto: list[Candidate]
-    nearest_misses: list[Candidate]
+    nearest_misses: list[Candidate]  # of those that fit the memory by the other limits, else by memory
     fastest_miss: Candidate | None
     counts: Counts
     gap: float
@@ -134,6 +136,13 @@ class _Held:
         self._size += len(flat)
         if self._size > MOST_HELD:
             self.cut()
+
+    def add_best(self, number: int, flat: NDArray[np.intp], scores: Mapping[str, NDArray[np.float64]]) -> None:
+        """Adds those of a block that can be among the best."""
+        if len(flat) > self.top:
+            column = scores[self.objective].reshape(-1)[flat]
+            flat = flat[np.argpartition(column, self.top - 1)[: self.top]]
+        self.add(number, flat, scores)
 
     def cut(self) -> None:
         """Keeps what is among the best or on the front."""
@@ -200,6 +209,7 @@ class _Search:
         self.blocks: list[tuple[Case, Pricing, Block]] = []
         self.exact, self.bounded = _Held(objective, top), _Held(objective, MOST_BOUNDED)
         self.misses, self.fastest_misses = _Held("memory", NEAREST), _Held("time", 1)
+        self.late = _Held("excess", NEAREST)  # fit, but miss another limit
 
     def run(self, progress: Progress | None) -> Outcome:
         whole = self.space.combinations * len(self.cases)
@@ -215,7 +225,7 @@ class _Search:
             best, gap = self._with_played(best)
             scores = [[one.scores[name] for name in self.exact.names or self.bounded.names] for one in (*pareto, *best)]
             pareto = [(*pareto, *best)[index] for index in front(scores)] if scores else []
-        misses = [self._candidate(*row) for row in self.misses.best()]
+        misses = [self._candidate(*row) for row in self.late.best() or self.misses.best()]
         fastest = [self._candidate(*row) for row in self.fastest_misses.best()]
         return Outcome(best, pareto, misses, fastest[0] if fastest else None, self.counts, gap)
 
@@ -243,19 +253,21 @@ class _Search:
                 raise ValueError(f"the catalogue has no {what} for {case.base.cluster.accelerator.name}, so {name} is "
                                  "not known")
         sound = prices.divides
-        allowed = sound & limits.allows(scores) & (prices.host_bytes <= host_capacity_bytes(case.base.cluster))
+        held = scores["memory"] <= limits.memory_bytes
+        fitting = sound & held & (prices.host_bytes <= host_capacity_bytes(case.base.cluster))
+        excess = limits.excess(scores)
+        allowed = fitting & (excess <= 1.0)
         number = len(self.blocks)
         self.blocks.append((case, pricing, block))
         self.counts.priced += int(np.count_nonzero(sound))
         self.counts.feasible += int(np.count_nonzero(allowed)) if prices.exact else 0
         (self.exact if prices.exact else self.bounded).add(number, np.flatnonzero(allowed), scores)
         self.counts.bounded += 0 if prices.exact else int(np.count_nonzero(sound))
-        missed = np.flatnonzero(sound & (scores["memory"] > limits.memory_bytes))
-        if len(missed):
-            for held in (self.misses, self.fastest_misses):
-                column = scores[held.objective].reshape(-1)[missed]
-                few = missed if len(missed) <= held.top else missed[np.argpartition(column, held.top - 1)[: held.top]]
-                held.add(number, few, scores)
+        missed = np.flatnonzero(sound & ~held)
+        for kept in (self.misses, self.fastest_misses):
+            kept.add_best(number, missed, scores)
+        if limits.most:
+            self.late.add_best(number, np.flatnonzero(fitting & ~allowed), {**scores, "excess": excess})
 
     def _candidate(self, number: int, flat: int, scores: Mapping[str, float], exact: bool = True) -> Candidate:
         case, pricing, block = self.blocks[number]

@@ -8,6 +8,7 @@ from pathlib import Path
 from costmodel import units
 from scenarios.commands.output import check_target, print_json, write_file
 from scenarios.commands.run import find
+from scenarios.document import parse_value
 from scenarios.errors import Place, ScenarioError
 from scenarios.load import load
 from scenarios.search.axes import Axis, asked, gpu_counts
@@ -27,7 +28,8 @@ def search(
     given = [_axis(text) for text in vary]
     wanted = Wanted(objective, top, play, _quantity("--max-memory", max_memory, "bytes"), max_gpus,
                     _quantity("--deadline", deadline, "s"), budget_usd)
-    result = document(loaded, asked(loaded, given, gpu_counts(loaded, max_gpus) if max_gpus else ()), wanted, solver)
+    result = document(loaded, asked(loaded, given, gpu_counts(loaded, max_gpus) if max_gpus else ()), wanted, solver,
+                      _given(settings))
     if html:
         from reports import search_page
 
@@ -41,6 +43,12 @@ def search(
 
         search_table.show(result, Console(highlight=False))
     return 0 if result["best"] else 1
+
+
+def _given(settings: Sequence[str]) -> dict[str, object]:
+    """What `--set` says, for the document (it has been checked)."""
+    pairs = (text.partition("=") for text in settings)
+    return {key.strip(): parse_value(value, f"--set {key}") for key, _, value in pairs}
 
 
 def _quantity(option: str, text: str, dimension: str) -> float | None:

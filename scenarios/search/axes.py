@@ -57,7 +57,8 @@ class Asked:
 
     def as_written(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values of a plan found, by the keys and in the notation of a scenario."""
-        found: dict[str, Any] = {}
+        fields_of = {axis.field for axis in self.axes} | {axis.key for axis in self.axes}
+        found = {key: value for key, value in values.items() if key not in fields_of}
         for axis in self.axes:
             if axis.field in values:
                 pairs = self.written.get(axis.field, ())
@@ -131,7 +132,7 @@ def _cases(loaded: LoadedScenario, outer: list[Axis]) -> list[tuple[Case, Traini
         nodes = _enough_nodes(loaded, chosen)
         case = with_values(loaded, chosen | nodes, places | dict.fromkeys(nodes, Place("--max-gpus")), related=False)
         inputs = training_inputs(case, "analytic")
-        searched = Case(setting_of(inputs), inputs.global_batch, chosen, inputs.price_usd_per_gpu_hour)
+        searched = Case(setting_of(inputs), inputs.global_batch, chosen | nodes, inputs.price_usd_per_gpu_hour)
         found.append((searched, inputs))
     return found
 

@@ -65,8 +65,14 @@ def limits_of(wanted: Wanted, asked: Asked) -> Callable[[Case], Limits]:
     return limits
 
 
-def document(loaded: LoadedScenario, asked: Asked, wanted: Wanted, solver: str = "exhaustive") -> dict[str, Any]:
-    """Searches, replays the best as events, and says what came out. Raises ScenarioError."""
+def document(
+    loaded: LoadedScenario, asked: Asked, wanted: Wanted, solver: str = "exhaustive",
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Searches, replays the best as events, and says what came out. `settings`: what was set of the scenario.
+
+    Raises ScenarioError.
+    """
     began = time.perf_counter()
     try:
         found = search(asked.cases, asked.space, limits_of(wanted, asked), wanted.objective, wanted.top,
@@ -90,7 +96,7 @@ def document(loaded: LoadedScenario, asked: Asked, wanted: Wanted, solver: str =
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "tool_version": tool_version(), "kind": "search",
         "scenario": {"name": loaded.scenario.name, "description": loaded.scenario.description, "file": loaded.file,
-                     "sha256": loaded.sha256, "inputs": loaded.raw},
+                     "sha256": loaded.sha256, "inputs": loaded.raw, "set": dict(settings or {})},
         "objective": wanted.objective, "solver": solver, "constraints": wanted.constraints,
         "limit_bytes": max(limits_of(wanted, asked)(case).memory_bytes for case in asked.cases),
         "space": {"axes": [{"key": axis.key, "values": list(axis.values)} for axis in asked.axes],
@@ -159,14 +165,25 @@ class _Rows:
         return {key: row[key] for key in (*_ROW, "peak_memory_bytes", "breakdown_s")}
 
     def point(self, candidate: Candidate) -> dict[str, Any]:
-        named = {FIGURE[name]: value for name, value in candidate.scores.items()}
+        named = {FIGURE[name]: value for name, value in candidate.scores.items() if name in FIGURE}
         return {"set": self.values(candidate), "gpus": candidate.case.gpus, **named}
 
     def miss(self, candidate: Candidate, limits: Limits) -> dict[str, Any]:
+        """A plan that misses a limit: memory, or where it fits the deadline or the budget."""
         misses_by = candidate.scores["memory"] - limits.memory_bytes
-        needs, more = (units.show(size, "B") for size in (candidate.scores["memory"], misses_by))
-        text = f"needs {needs} a GPU, {more} more than there is"
-        return {**self.point(candidate), "misses_by_bytes": misses_by, "text": text}
+        if misses_by > 0:
+            needs, more = (units.show(size, "B") for size in (candidate.scores["memory"], misses_by))
+            text = f"needs {needs} a GPU, {more} more than there is"
+            return {**self.point(candidate), "misses_by_bytes": misses_by, "text": text}
+        inputs = self.inputs[id(candidate.case)]
+        steps = (inputs.total_tokens or 0.0) / (inputs.sequence * inputs.global_batch)
+        over = {name: candidate.scores[name] / most for name, most in limits.most.items()}
+        name = max(over, key=lambda one: over[one])
+        whole, most = steps * candidate.scores[name], steps * limits.most[name]
+        takes, over_by = (f"{value / 86400:,.3g} days" if name == "time" else f"${value:,.0f}"
+                          for value in (whole, whole - most))
+        text = f"fits the memory, but the run takes {takes}, {over_by} over the limit"
+        return {**self.point(candidate), "misses_by_bytes": None, "text": text}
 
     def own(self, loaded: LoadedScenario) -> dict[str, Any] | None:
         """The scenario's own plan as a row; None where it cannot be laid."""
@@ -198,21 +215,26 @@ class _Rows:
 def _against(best: Mapping[str, Any], row: Mapping[str, Any], objective: str) -> dict[str, Any]:
     """Why a plan is behind the best: the terms of the step in which they differ, largest first, and their keys."""
     names = dict.fromkeys([*best["breakdown_s"], *row["breakdown_s"]])
+    # what costs money or energy is time on every GPU: with other numbers of them, seconds alone say nothing
+    counted = objective in ("cost", "energy") and best["gpus"] != row["gpus"]
+    ours, theirs = (one["gpus"] if counted else 1 for one in (row, best))
     differences = [
-        {"category": name, "seconds": row["breakdown_s"].get(name, 0.0) - best["breakdown_s"].get(name, 0.0)}
+        {"category": name,
+         "seconds": ours * row["breakdown_s"].get(name, 0.0) - theirs * best["breakdown_s"].get(name, 0.0)}
         for name in names
     ]
     differences.sort(key=lambda one: -abs(one["seconds"]))
-    small_s = SMALL_SHARE * best["step_time_s"]
+    small_s = SMALL_SHARE * best["step_time_s"] * theirs
+    unit = "GPU-s" if counted else "s"
     told = [one for one in differences if abs(one["seconds"]) > small_s][:3] or differences[:1]
     terms = ", ".join(
-        f"{units.show(abs(one['seconds']), 's')} {'more' if one['seconds'] > 0 else 'less'} "
+        f"{units.show(abs(one['seconds']), unit)} {'more' if one['seconds'] > 0 else 'less'} "
         f"{TERMS.get(one['category'], one['category'])}" for one in told if one["seconds"]
     )
     changed = {key: [best["set"].get(key), value] for key, value in row["set"].items() if best["set"].get(key) != value}
     behind = _behind(best, row, objective)
     return {"why": f"{behind}: {terms}" if terms else behind, "changed": changed,
-            "differences": [one for one in differences if one["seconds"]]}
+            "differences": [{**one, "unit": unit} for one in differences if one["seconds"]]}
 
 
 def _behind(best: Mapping[str, Any], row: Mapping[str, Any], objective: str) -> str:
@@ -313,10 +335,11 @@ def _nothing(result: Mapping[str, Any]) -> str:
         reason = result["rejected"][0]["reason"] if result["rejected"] else "there is none"
         return f"No plan of the space can be laid over this model and cluster (first of all: {reason})."
     text = f"No plan of {counts['plans_evaluated']:,} fits"
-    if result["nearest_misses"]:
-        miss = result["nearest_misses"][0]
-        limit = units.show(result["limit_bytes"], "B")
-        return (f"{text} {limit} a GPU; the nearest misses by {units.show(miss['misses_by_bytes'], 'B')} "
-                f"({', '.join(f'{key} {_said(value)}' for key, value in miss['set'].items())}).")
-    limits = ", ".join(name.replace("_", " ") for name in result["constraints"])
-    return f"{text} the limits ({limits}), though some fit the memory."
+    if not result["nearest_misses"]:
+        return f"{text}: what lies on the host is more than the nodes hold."
+    miss = result["nearest_misses"][0]
+    plan = ", ".join(f"{key} {_said(value)}" for key, value in miss["set"].items())
+    if miss["misses_by_bytes"] is None:
+        return f"{text} the limits of the run; the nearest {miss['text']} ({plan})."
+    limit, misses_by = units.show(result["limit_bytes"], "B"), units.show(miss["misses_by_bytes"], "B")
+    return f"{text} {limit} a GPU; the nearest misses by {misses_by} ({plan})."

@@ -179,9 +179,11 @@ def test_schedules_without_a_law_are_played_until_no_other_can_be_among_the_best
                 alone[meaning(values)] = costs["time"]
     found = search([Case(base, BATCH)], space_of(base, axes), lambda _: Limits(1e15), top=4)
     assert [one.scores["time"] for one in found.best] == pytest.approx(sorted(alone.values())[:4], rel=1e-9)
-    assert found.gap == 0.0 and 0 < found.counts.played < found.counts.bounded
+    assert found.gap == 0.0
+    assert 0 < found.counts.played < found.counts.bounded
     cut = search([Case(base, BATCH)], space_of(base, axes), lambda _: Limits(1e15), top=4, most_played=1)
-    assert cut.gap > 0.0 and cut.counts.played == 1
+    assert cut.gap > 0.0
+    assert cut.counts.played == 1
     assert cut.best[0].scores["time"] * (1.0 - cut.gap) <= found.best[0].scores["time"] * (1 + 1e-12)
 
 
@@ -192,7 +194,9 @@ def test_limits_and_objectives() -> None:
     slower = {"time": fastest.scores["time"] * 0.999}
     assert not search([Case(base, BATCH)], space, lambda _: Limits(1e15, slower)).best
     nothing = search([Case(base, BATCH)], space, lambda _: Limits(1e6))
-    assert not nothing.best and nothing.nearest_misses and nothing.fastest_miss is not None
+    assert not nothing.best
+    assert nothing.nearest_misses
+    assert nothing.fastest_miss is not None
     assert nothing.fastest_miss.scores["time"] == pytest.approx(fastest.scores["time"])
     half = replace(base, cluster=replace(base.cluster, accelerators=4))
     both = search([Case(base, BATCH), Case(half, BATCH)], space, lambda _: Limits(1e15), top=1)

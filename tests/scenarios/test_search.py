@@ -41,6 +41,11 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["search", *arguments])
 
 
+def as_options(row: dict[str, Any]) -> list[str]:
+    """The settings of a plan found, as options of `whatif run`."""
+    return [part for key, value in row["set"].items() for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> str:
     file = tmp_path / "small.yaml"
@@ -86,16 +91,18 @@ def test_every_plan_of_the_library_that_fits_beats_no_listed_one(small: str) -> 
     """The document agrees with `whatif run` on its own first plan, and nothing shown is out of order or too large."""
     found = json.loads(run(small, "--json").stdout)
     times = [row["step_time_s"] for row in found["best"]]
-    assert times == sorted(times) and len(times) == 10
+    assert times == sorted(times)
+    assert len(times) == 10
     assert all(row["peak_memory_bytes"] <= found["limit_bytes"] for row in found["best"])
     first = found["best"][0]
-    settings = [part for key, value in first["set"].items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    settings = as_options(first)
     alone = json.loads(CliRunner().invoke(app, ["run", small, "--fidelity", "analytic", "--json", *settings]).stdout)
     assert alone["step_time_s"] == pytest.approx(first["step_time_s"], rel=1e-12)
     assert alone["energy_j"] == pytest.approx(first["energy_j"], rel=1e-12)
     events = json.loads(CliRunner().invoke(app, ["run", small, "--json", *settings]).stdout)
     assert events["step_time_s"] == pytest.approx(first["events"]["step_time_s"], rel=1e-12)
-    assert found["base"]["set"]["plan.tensor"] == 2 and found["proof"]["status"] == "optimal"
+    assert found["base"]["set"]["plan.tensor"] == 2
+    assert found["proof"]["status"] == "optimal"
     assert found["counts"]["combinations"] == found["space"]["combinations"] == 96
 
 
@@ -105,7 +112,8 @@ def test_differences_add_up_to_the_distance(small: str) -> None:
     for row in found["best"][1:]:
         assert sum(one["seconds"] for one in row["differences"]) == pytest.approx(
             row["step_time_s"] - first["step_time_s"], abs=1e-9)
-        assert row["changed"] and row["why"]
+        assert row["changed"]
+        assert row["why"]
 
 
 def test_objectives_order_by_their_figure(small: str) -> None:
@@ -126,20 +134,30 @@ def test_limits(small: str) -> None:
     timed = json.loads(run(small, "--json", "--deadline", f"{days} d").stdout)
     assert timed["feasible"] == 3
     none = run(small, "--json", "--budget-usd", "1")
+    found = json.loads(none.stdout)
     assert none.exit_code == 1
-    assert json.loads(none.stdout)["best"] == []
+    assert found["best"] == []
+    nearest = found["nearest_misses"][0]
+    assert nearest["misses_by_bytes"] is None
+    assert "over the limit" in nearest["text"]
+    cheapest = json.loads(run(small, "--json", "--objective", "cost", "--top", "1").stdout)["best"][0]
+    assert nearest["cost_usd"] == pytest.approx(cheapest["cost_usd"])
+    assert "the limits of the run" in found["answer"]
 
 
 def test_no_plan_fits_says_what_misses_by_how_much(small: str) -> None:
     result = run(small, "--json", "--max-memory", "2 GB")
     found = json.loads(result.stdout)
-    assert result.exit_code == 1 and found["best"] == [] and found["feasible"] == 0
+    assert result.exit_code == 1
+    assert found["best"] == []
+    assert found["feasible"] == 0
     nearest = found["nearest_misses"][0]
     assert nearest["misses_by_bytes"] == pytest.approx(nearest["peak_memory_bytes"] - 2e9)
     assert "nearest misses by" in found["answer"]
     assert found["fastest_that_does_not_fit"]["step_time_s"] > 0
     text = run(small, "--max-memory", "2 GB")
-    assert text.exit_code == 1 and "No plan" in text.stdout
+    assert text.exit_code == 1
+    assert "No plan" in text.stdout
 
 
 def test_more_gpus_are_tried_and_the_best_number_is_found(small: str) -> None:
@@ -149,13 +167,23 @@ def test_more_gpus_are_tried_and_the_best_number_is_found(small: str) -> None:
     assert sizes == [1, 2, 4, 8, 16]
     assert {row["gpus"] for row in found["pareto"]} > {16}
     assert gpu_counts(library(), 24) == (1, 2, 4, 8, 16, 24)
+    assert CliRunner().invoke(app, ["run", small, *as_options(found["best"][0])]).exit_code == 0  # with as many nodes as they need
+
+
+def test_a_saved_search_has_its_page_and_what_was_set(small: str, tmp_path: Path) -> None:
+    saved, page = tmp_path / "search.json", tmp_path / "search.html"
+    saved.write_text(run(small, "--set", "workload.global_batch=32", "--json", "--top", "2").stdout, encoding="utf-8")
+    assert json.loads(saved.read_text(encoding="utf-8"))["scenario"]["set"] == {"workload.global_batch": 32}
+    assert CliRunner().invoke(app, ["report", str(saved), "-o", str(page)]).exit_code == 0
+    assert "Pareto" in page.read_text(encoding="utf-8")
 
 
 def test_axes_from_the_command_line_replace_those_of_the_file(small: str) -> None:
     found = json.loads(run(small, "--json", "--vary", "plan.tensor=2,4", "--vary",
                            "workload.global_batch=32,64", "--top", "2").stdout)
     axes = {axis["key"]: axis["values"] for axis in found["space"]["axes"]}
-    assert axes["plan.tensor"] == [2, 4] and axes["workload.global_batch"] == [32, 64]
+    assert axes["plan.tensor"] == [2, 4]
+    assert axes["workload.global_batch"] == [32, 64]
     assert found["counts"]["combinations"] == 96
     assert {row["set"]["workload.global_batch"] for row in found["best"]} == {32}
 
@@ -165,15 +193,18 @@ def test_a_scenario_without_axes_has_the_usual_ones(tmp_path: Path) -> None:
     file.write_text(SMALL.split("search:")[0].replace("tensor: 2", "tensor: 3"), encoding="utf-8")
     result = run(str(file), "--json", "--top", "1")  # its own plan cannot be laid, which a search may mend
     found = json.loads(result.stdout)
-    assert result.exit_code == 0 and found["base"] is None
+    assert result.exit_code == 0
+    assert found["base"] is None
     axes = {axis["key"]: axis["values"] for axis in found["space"]["axes"]}
-    assert axes["plan.tensor"] == [1, 2, 4, 8] and axes["plan.pipeline"] == [1, 2, 4, 8]
+    assert axes["plan.tensor"] == [1, 2, 4, 8]
+    assert axes["plan.pipeline"] == [1, 2, 4, 8]
 
 
 def test_page_and_table(small: str, tmp_path: Path) -> None:
     page = tmp_path / "search.html"
     result = run(small, "--html", str(page), "--top", "3")
-    assert result.exit_code == 0 and "a small search" in result.stdout
+    assert result.exit_code == 0
+    assert "a small search" in result.stdout
     assert "a small search" in page.read_text(encoding="utf-8")
 
 
@@ -191,7 +222,8 @@ def test_bad_axes_in_the_file(tmp_path: Path, extra: str, said: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(SMALL.split("search:")[0] + extra + "\n", encoding="utf-8")
     result = run(str(file))
-    assert result.exit_code == 2 and said in result.stderr
+    assert result.exit_code == 2
+    assert said in result.stderr
     assert result.stderr.startswith(f"{file}:6:")
 
 
@@ -201,14 +233,17 @@ def test_bad_axes_in_the_file(tmp_path: Path, extra: str, said: str) -> None:
 ])
 def test_bad_options(small: str, arguments: tuple[str, ...]) -> None:
     result = run(small, *arguments)
-    assert result.exit_code == 2 and arguments[0] in result.stderr and "Traceback" not in result.stderr
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_limits_of_the_run_need_its_length(tmp_path: Path) -> None:
     file = tmp_path / "endless.yaml"
     file.write_text(SMALL.replace(", tokens: 1T", ""), encoding="utf-8")
     result = run(str(file), "--deadline", "3 d")
-    assert result.exit_code == 2 and "workload.tokens" in result.stderr
+    assert result.exit_code == 2
+    assert "workload.tokens" in result.stderr
 
 
 def test_the_library_space_is_as_large_as_it_says() -> None:
