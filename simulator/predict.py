@@ -12,6 +12,7 @@ from typing import Any
 
 from costmodel import money, parameters, stack
 from costmodel.kernels import peak_flops_per_s
+from placement.divisibility import expert_ranks_divide, heads_divide
 from placement.memory import DEVICE_OVERHEAD_BYTES, host_bytes, host_capacity_bytes
 from placement.passes import Setting, add
 from placement.plan import PlanError
@@ -339,7 +340,8 @@ def changes_that_fit(inputs: TrainingInputs) -> list[dict[str, Any]]:
     result = []
     for name, change in _candidates(inputs):
         tried = replace(inputs, plan=replace(inputs.plan, **change), fidelity="analytic")
-        if tried.model.layers[0].attention.heads % tried.plan.tensor:
+        attention = tried.model.layers[0].attention
+        if not (heads_divide(attention, tried.plan.tensor) and expert_ranks_divide(tried.plan)):
             continue
         try:
             played = play(tried)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from placement.shares import POLICIES
 from scenarios.cli import app
 from scenarios.commands.run import predict_prepared, prepare
 from scenarios.errors import ScenarioError
@@ -110,6 +113,16 @@ def test_other_commands_refuse_or_answer(tmp_path: Path) -> None:
     assert "Who gets what" in page.output
     assert "group of accelerators" in (tmp_path / "p.html").read_text(encoding="utf-8")
     assert CliRunner().invoke(app, ["list", "shares"]).exit_code == 0
+
+
+def test_commands_of_the_page_run() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "unequal-gpus.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) >= 3
+    for line in lines:
+        _, *arguments = shlex.split(line, comments=True)
+        assert CliRunner().invoke(app, arguments).exit_code == 0, line
+    assert set(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) >= set(POLICIES)
 
 
 def test_power_caps_slow_one_group_alone(tmp_path: Path) -> None:
