@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SCENARIO = "llama-3.1-405b-16k-h100"
+SEARCH = "gpt-3-175b-64-a100"
 REPEATS = 5
 WHATIF = [str(Path(sys.executable).with_name("whatif"))]
 
@@ -111,12 +112,46 @@ def schedules() -> list[tuple[str, str]]:
     ]
 
 
+def searches() -> list[tuple[str, str]]:
+    """Plans priced as arrays against one at a time; the cost of twice and four times as many plans."""
+    from placement.search.exhaustive import Limits, search
+    from placement.step import analytic_step
+    from scenarios.errors import Place
+    from scenarios.load import load
+    from scenarios.search.axes import Asked, Axis, asked
+
+    loaded = load(library() / f"{SEARCH}.yaml", (), SEARCH)
+    capacity = loaded.cluster.accelerator.memory.capacity_bytes
+
+    def priced(wanted: Asked) -> tuple[int, int, float]:
+        found = search(wanted.cases, wanted.space, lambda _: Limits(capacity))
+        seconds = best_s(lambda: search(wanted.cases, wanted.space, lambda _: Limits(capacity)), 3)
+        return found.counts.combinations, found.counts.priced, seconds
+
+    def axis(key: str, *values: object) -> Axis:
+        return Axis(key, values, (Place("benchmark"),) * len(values))
+
+    rows = []
+    rates = []
+    more = axis("plan.state_bytes", None, "mixed", "megatron", "bf16")
+    half = axis("plan.sharding", "ddp", "zero-1", "zero-3", "fsdp")
+    for name, given in (("4 placements", [half]), ("as in the file", []), ("x 4 kinds of state bytes", [more])):
+        combinations, plans, seconds = priced(asked(loaded, given))
+        rates.append(plans / seconds)
+        rows.append((f"search of {combinations:,}, {name}",
+                     f"{seconds:.1f} s: {plans:,} priced, {plans / seconds:,.0f} a second"))
+    base = asked(loaded, []).cases[0]
+    one_s = best_s(lambda: analytic_step(base.base, base.global_batch))
+    rows.append(("one plan by itself", f"{one_s * 1e3:.1f} ms ({one_s * rates[-1]:,.0f} x a plan of an array)"))
+    return rows
+
+
 def library() -> Path:
     return Path(__file__).resolve().parents[1] / "scenarios" / "library"
 
 
 def main() -> None:
-    rows = [*prediction(), *players(), *schedules()]
+    rows = [*prediction(), *players(), *schedules(), *searches()]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")

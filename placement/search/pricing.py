@@ -25,7 +25,7 @@ from placement.plan import Plan
 from placement.search.arrays import along, collapsed, stacked, taken
 from placement.search.space import MESH, Block, Space, Values, meshes
 from placement.state_traffic import ChunkTraffic, UnitTraffic, norm_reduction_s, optimizer_s, unit_traffic, with_traffic
-from placement.step import BUSY, Rank, bubble_s, has_law, rank_time
+from placement.step import BUSY, Rank, RankTime, bubble_s, has_law, rank_time
 from placement.units import Parts, Unit, chunk_units, parts
 
 Number = Any
@@ -50,6 +50,19 @@ class Prices:
     rejected: Mapping[str, int]  # rule -> plans that break it first
 
 
+@dataclass(frozen=True)
+class _RankClass:
+    """Pipeline ranks that hold equal chunks, with what does not depend on the order of their passes."""
+
+    numbers: list[int]
+    units: list[Unit]  # a chunk each
+    time: RankTime
+    whole_s: Number  # of the step, without waiting for others
+    busy_s: Number
+    empty_bytes: Number  # at the peak, but for the chunks in flight
+    host_bytes: Number
+
+
 class Pricing:
     """Prices blocks of a space around one setting; remembers what blocks share."""
 
@@ -60,6 +73,7 @@ class Pricing:
         self._parts: dict[Any, Parts] = {}
         self._traffic: dict[Any, UnitTraffic] = {}
         self._held: dict[Any, tuple[Number, Mapping[str, Number], Number]] = {}
+        self._last: tuple[Any, Block, Number, list[_RankClass]] | None = None
         self._rules: dict[Any, list[tuple[str, Number]]] = {}
         self._group_rules: dict[Any, Number] = {}
         self._work_places: dict[int, tuple[tuple[Values, ...], tuple[int, ...]]] = {}
@@ -67,45 +81,61 @@ class Pricing:
     def price(self, block: Block) -> Prices:
         """Raises PlanError where the layers do not fill the chunks (`layout_fault` tells before)."""
         setting = self.setting(block)
-        made, made_key = self._block_parts(block)
-        traffic_key = (made_key, block.layout["plan.pipeline"], tuple(map(_key, block.states)))
-        pipeline = with_traffic(
-            chunk_units(setting, made), lambda unit: self._unit_traffic(traffic_key, setting, block, unit)
-        )
-        count = self._micro_batches(setting)
-        ranks = _rank_classes(setting, pipeline)
-        exact = has_law(setting)
-        peak_in_flight = schedules.get(setting.plan.schedule).peak_in_flight
+        count, ranks = self._ranks(block, setting)
+        schedule, exact = schedules.get(setting.plan.schedule), has_law(setting)
         stages, virtual = int(setting.plan.pipeline), int(setting.plan.virtual)
-        times, longest_s, occupied_s, busy_s, peak_bytes, host_bytes = [], 0.0, 0.0, 0.0, 0.0, 0.0
-        for numbers, chunks in ranks:
-            once_s, resident, on_host = self._held_by(traffic_key, setting, block, chunks)
-            time = rank_time(Rank(chunks, count, once_s, hides_data="data" in block.overlap,
-                                  overlap_cost=setting.constants.overlap_cost))
-            times.append((time, len(numbers)))
-            whole_s = total(time.seconds)
-            longest_s = np.maximum(longest_s, whole_s)
-            occupied_s = occupied_s + whole_s * (len(numbers) / stages)
-            busy = sum(seconds for category, seconds in time.seconds.items() if category in BUSY)
-            busy_s = busy_s + busy * (len(numbers) / stages)
-            host_bytes = host_bytes + on_host * (len(numbers) / stages)
+        longest_s = ranks[0].whole_s
+        occupied_s, busy_s, host_bytes, peak_bytes = 0.0, 0.0, 0.0, 0.0
+        for rank in ranks:
+            share = len(rank.numbers) / stages
+            longest_s = np.maximum(longest_s, rank.whole_s)
+            occupied_s, busy_s = occupied_s + rank.whole_s * share, busy_s + rank.busy_s * share
+            host_bytes = host_bytes + rank.host_bytes * share
             held_bytes: Number = 0.0
-            if exact and peak_in_flight is not None:
-                in_flight = peak_in_flight(stages, np.reshape(numbers, (-1,) + (1,) * count.ndim), count, virtual)
-                units = [chunk.whole for chunk in chunks]
-                held_bytes = in_flight_bytes(units, np.max(in_flight, axis=0), stages, virtual, count)
-            peak_bytes = np.maximum(peak_bytes, sum(peak_states(chunks, resident, held_bytes).values()))
-        waiting_s: Number = 0.0
+            if exact and schedule.peak_in_flight is not None:
+                numbers = np.reshape(rank.numbers, (-1,) + (1,) * count.ndim)
+                in_flight = np.max(schedule.peak_in_flight(stages, numbers, count, virtual), axis=0)
+                held_bytes = in_flight_bytes(rank.units, in_flight, stages, virtual, count)
+            peak_bytes = np.maximum(peak_bytes, rank.empty_bytes + held_bytes)
+        step_time_s = longest_s + norm_reduction_s(setting)
         if exact:
-            schedule = schedules.get(setting.plan.schedule)
+            times = [(rank.time, len(rank.numbers)) for rank in ranks]
             waiting_s = bubble_s(schedule, stages, virtual, count, times, hop_s(setting, 0))
-        step_time_s = longest_s + waiting_s + norm_reduction_s(setting)
-        idle_s = longest_s + waiting_s - occupied_s
+            step_time_s, longest_s = step_time_s + waiting_s, longest_s + waiting_s
         divides, rejected = self._divides(block, setting)
-        needed_bytes = peak_bytes + DEVICE_OVERHEAD_BYTES
-        found = (step_time_s, needed_bytes, host_bytes, busy_s, idle_s)
+        found = (step_time_s, peak_bytes + DEVICE_OVERHEAD_BYTES, host_bytes, busy_s, longest_s - occupied_s)
         step_time, needed, on_hosts, busy_time, bubble = (np.broadcast_to(one, block.shape) for one in found)
         return Prices(step_time, needed, on_hosts, busy_time, bubble, divides, exact, rejected)
+
+    def _ranks(self, block: Block, setting: Setting) -> tuple[Number, list[_RankClass]]:
+        """Micro-batches, and the ranks of a block by what they hold. The schedule changes neither, as long as it deals
+        the stages alike, so that the last answer serves several blocks."""
+        schedule = schedules.get(setting.plan.schedule)
+        beside = {key: value for key, value in block.layout.items() if key != "plan.schedule"}
+        key = (_key(beside), block.mesh, id(block.work), id(block.states), block.overlap, schedule.stage_of,
+               schedule.routes, schedule.barriers > 0)
+        if self._last is None or self._last[0] != key:
+            made, made_key = self._block_parts(block)
+            traffic_key = (made_key, block.layout["plan.pipeline"], tuple(map(_key, block.states)))
+            pipeline = with_traffic(
+                chunk_units(setting, made), lambda unit: self._unit_traffic(traffic_key, setting, block, unit)
+            )
+            count = self._micro_batches(setting)
+            found = [self._rank_class(traffic_key, setting, block, count, *one)
+                     for one in _rank_classes(setting, pipeline)]
+            self._last = (key, block, count, found)
+        return self._last[2:]
+
+    def _rank_class(
+        self, key: Any, setting: Setting, block: Block, count: Number, numbers: list[int], chunks: list[ChunkTraffic]
+    ) -> _RankClass:
+        update_s, resident, on_host = self._held_by(key, setting, block, chunks)
+        time = rank_time(Rank(chunks, count, update_s, hides_data="data" in block.overlap,
+                              overlap_cost=setting.constants.overlap_cost))
+        busy_s = sum(seconds for category, seconds in time.seconds.items() if category in BUSY)
+        empty_bytes = sum(peak_states(chunks, resident, 0.0).values())
+        units = [chunk.whole for chunk in chunks]
+        return _RankClass(numbers, units, time, total(time.seconds), busy_s, empty_bytes, on_host)
 
     def layout_fault(self, block: Block) -> str:
         """Why no plan of the block can be laid, "" where some can."""

@@ -103,8 +103,9 @@ class Block:
 
 
 def blocks(space: Space, model: Model, gpus: int) -> Iterator[Block]:
-    """Every distinct plan of the space on so many accelerators, in blocks."""
-    keys = space.layout_keys
+    """Every distinct plan of the space on so many accelerators, in blocks. Those that differ in the schedule alone come
+    one after the other: they share nearly all that is priced."""
+    keys = tuple(key for key in space.layout_keys if key != "plan.schedule")
     sparse = any(layer.feed_forward.experts for layer in dict.fromkeys(model.layers))
     works, states = cache(partial(_works, space)), tuple(_states(space))
     for values in product(*(space.values(key) for key in keys)):
@@ -112,13 +113,14 @@ def blocks(space: Space, model: Model, gpus: int) -> Iterator[Block]:
         stages = layout["plan.pipeline"]
         if gpus % stages or not _is_first(space, layout):
             continue
+        schedules = space.values("plan.schedule")[: None if stages > 1 else 1]
         for (tensor, context, expert), mesh in _patterns(space, gpus // stages, sparse).items():
             idle = {name for name, matters in (("tensor", tensor), ("context", context), ("expert", expert),
                                                ("pipeline", stages > 1)) if not matters}
             parallel = space.values("plan.sequence_parallel")[: None if tensor else 1]
-            for overlap, work in works(context, frozenset(idle)).items():
-                yield Block(layout, tuple(mesh), tuple(space.values("plan.micro_batch")), tuple(parallel), work, states,
-                            overlap)
+            sizes = (tuple(mesh), tuple(space.values("plan.micro_batch")), tuple(parallel))
+            for (overlap, work), schedule in product(works(context, frozenset(idle)).items(), schedules):
+                yield Block({**layout, "plan.schedule": schedule}, *sizes, work, states, overlap)
 
 
 def meshes(space: Space, ranks: int) -> list[tuple[int, int, int, int]]:
@@ -137,12 +139,10 @@ def placed(space: Space, gpus: int) -> int:
 
 
 def _is_first(space: Space, layout: Values) -> bool:
-    """Whether what does not matter without a pipeline has the first value of its axis."""
-    if layout["plan.pipeline"] > 1:
+    """Whether what does not matter for a single chunk has the first value of its axis."""
+    if layout["plan.pipeline"] * layout["plan.virtual"] > 1 or "plan.stage_layers" not in layout:
         return True
-    idle = ["plan.schedule"]
-    idle += ["plan.stage_layers"] if layout["plan.virtual"] == 1 else []
-    return all(layout[key] == space.values(key)[0] for key in idle if key in layout)
+    return bool(layout["plan.stage_layers"] == space.values("plan.stage_layers")[0])
 
 
 def _patterns(
