@@ -19,7 +19,7 @@ def parts_of_a_step(document: Document) -> tuple[list[str], str]:
 
 def rows(document: Document) -> list[tuple[str, ...]]:
     """The cells of every group, under HEAD; empty where accelerators are equal."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in (document.get("shares") or {}).get("groups") or []:
         free = row["free_bytes"]
         found.append((

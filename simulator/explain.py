@@ -37,6 +37,7 @@ TERMS = {
     "bubble": "pipeline bubbles",
     "imbalance": "waits for ranks with longer sequences",
     "latency": "latency",
+    "waiting": "waiting for slower accelerators",
 }
 USEFUL = ("gemm", "attention")
 REMEDIES = {
@@ -47,6 +48,7 @@ REMEDIES = {
     "data_communication": "a larger batch per rank or another sharding would shrink it",
     "recompute": "more memory per accelerator, or finer sharding, would avoid it",
     "memory_bound": "fused or compiled operators move fewer bytes",
+    "waiting": "shares of the batch that go by speed (plan.shares) would shrink it",
     "contention": "fewer bytes beside compute would shrink it",
 }
 

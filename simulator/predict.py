@@ -327,6 +327,8 @@ def _candidates(inputs: TrainingInputs) -> list[tuple[str, dict[str, Any]]]:
     for name in ("zero-1", "fsdp-no-reshard", "fsdp"):
         if plan.sharding != name and plan.data > 1:
             found.append((f"sharding {name}", {"sharding": name}))
+    if inputs.cluster.groups and plan.shares != "decoupled":
+        found.append(("samples by speed, states by memory", {"shares": "decoupled"}))
     if plan.data % 2 == 0:
         data = plan.data // 2
         found.append(("twice the tensor parallelism", {"tensor": plan.tensor * 2, "data": data}))
