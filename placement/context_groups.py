@@ -7,7 +7,7 @@ of `degree` ranks, and then says which ranks run each of them.
     static       one mesh for all: every micro-batch packs sequences up to the longest one's tokens and is split over
                  the same number of ranks (the data x context mesh of Megatron and MegaScale, with packing)
     naive        hybrid data parallelism: a sequence takes as many ranks as its tokens need, short ones are packed;
-                 ranks are filled in the order of the data, so that all have equal tokens
+                 in the order of the data to the ranks with the fewest tokens, so that all have equal tokens
     dp-balance   the same micro-batches, the longest first, each to the ranks that lag the most (no pipeline)
     pp-balance   the same by levels: a pipeline runs micro-batches of like length, so that its stages do not wait
 
@@ -109,8 +109,8 @@ def hybrid_cut(lengths: Sequence[int], mesh: Mesh) -> list[MicroBatch]:
     degrees = np.minimum(degrees, mesh.ranks)
     rings = [MicroBatch((int(s),), int(d), float(r)) for s, d, r in zip(long, degrees, shares, strict=True)]
     keys = [(i + 0.5) / len(rings) for i in range(len(rings))] + [(i + 0.5) / len(packs) for i in range(len(packs))]
-    order = np.argsort(np.array(keys), kind="stable")
-    return [[*rings, *packs][i] for i in order.tolist()]
+    every = [*rings, *packs]
+    return [every[i] for i in np.argsort(np.array(keys), kind="stable").tolist()]
 
 
 @dataclass(frozen=True)
@@ -132,23 +132,21 @@ class Static:
 
 @dataclass(frozen=True)
 class Naive:
-    """Rounds of all ranks, filled in the order of the data: equal tokens a rank, whatever they cost."""
+    """Equal tokens a rank, whatever they cost: each micro-batch, in the order of the data, to the ranks that have the
+    fewest tokens so far."""
 
-    text: str = "as many ranks a sequence as its tokens need, ranks filled in the order of the data"
+    text: str = "as many ranks a sequence as its tokens need, in the order of the data, equal tokens a rank"
 
     def cut(self, lengths: Sequence[int], mesh: Mesh) -> list[MicroBatch]:
         return hybrid_cut(lengths, mesh)
 
     def place(self, micro_batches: Sequence[MicroBatch], work_s: Floats, mesh: Mesh) -> list[Placed]:
-        used: list[int] = []  # ranks taken, by round
-        placed: list[tuple[int, Placed]] = []
+        held, placed = np.zeros(mesh.ranks), []
         for number, one in enumerate(micro_batches):
-            turn = next((i for i, taken in enumerate(used) if taken + one.degree <= mesh.ranks), len(used))
-            if turn == len(used):
-                used.append(0)
-            placed.append((turn, Placed(number, _consecutive(used[turn], one.degree))))
-            used[turn] += one.degree
-        return [one for _, one in sorted(placed, key=lambda pair: pair[0])]
+            ranks = lagging(held, one.degree, mesh.domain)
+            held[ranks] += one.tokens / one.degree
+            placed.append(Placed(number, tuple(ranks.tolist())))
+        return placed
 
 
 @dataclass(frozen=True)

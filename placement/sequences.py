@@ -161,9 +161,11 @@ def fitted(name: str, share: float, above: float, minimum: float, maximum: float
     if name not in LAWS:
         raise LengthsError(f"no law of lengths {name!r}; known: {', '.join(LAWS)}, empirical")
     if not minimum < above < maximum:
-        raise LengthsError(f"above {above:,.0f} tokens does not lie between minimum {minimum:,.0f} and maximum {maximum:,.0f}")
+        told = f"above {above:,.0f} tokens does not lie between minimum {minimum:,.0f} and maximum {maximum:,.0f}"
+        raise LengthsError(told)
     if name == "log-normal" and not minimum <= median < above:
-        raise LengthsError(f"median {median:,.0f} must lie between minimum {minimum:,.0f} and above {above:,.0f} tokens")
+        told = f"median {median:,.0f} tokens does not lie between minimum {minimum:,.0f} and above {above:,.0f}"
+        raise LengthsError(told)
     make, low, high = LAWS[name](minimum, maximum, median)
     found = _root(lambda parameter: make(parameter).token_share_above(above), share, low, high)
     if found is None:

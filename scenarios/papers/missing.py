@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 MISSING: dict[str, str] = {
-    "bytescale": "sequences of unequal length and context parallelism chosen per sequence",
     "protrain": "the memory hierarchy: chunks resident, swapped or recomputed by a cost model",
     "harmony": "the memory hierarchy: weights swapped between host and device by packs of layers",
     "memascend": "the memory hierarchy: pinned host buffers and SSD offload",

@@ -26,6 +26,7 @@ ADAPTERS: dict[str, str] = {
     "mixture-of-channels": "mixture_of_channels",
     "fusemax": "fusemax",
     "frugal": "frugal",
+    "bytescale": "bytescale",
     "compact": "compact",
     "mixlora": "mixlora",
     "memory layers": "memory_layers",

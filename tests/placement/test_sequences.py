@@ -91,7 +91,8 @@ def test_empirical_lengths_are_drawn_equally_often() -> None:
 
 @pytest.mark.parametrize(("name", "share", "above", "told"), [
     ("log-normal", 0.95, 256 * K, "of its tokens above 262,144, not 0.95"),
-    ("pareto", 0.1, 4096 * K, "does not lie between"), ("weibull", 0.1, 256 * K, "known: pareto, log-normal, empirical"),
+    ("pareto", 0.1, 4096 * K, "does not lie between"), ("log-normal", 0.1, 1 * K, "median 2,048 tokens does not lie"),
+    ("weibull", 0.1, 256 * K, "known: pareto, log-normal, empirical"),
 ])
 def test_laws_that_do_not_exist_are_refused(name: str, share: float, above: float, told: str) -> None:
     with pytest.raises(LengthsError, match=told):
