@@ -47,22 +47,23 @@ def degrees(setting: Setting, experts: bool) -> semantics.Degrees:
     return {Axis.DATA: replicas, Axis.SHARD: shard, Axis.REPLICATE: replicas // shard}
 
 
-def _of_rank(setting: Setting, experts: bool) -> float | Number:
-    """Weights of one kind that a rank of the tensor, expert and pipeline axes works with; mean over the pipeline."""
+def _share_of_rank(setting: Setting, held: Number, experts: bool) -> Number:
+    """Of the weights of one kind that a rank of the tensor, expert and pipeline axes works with (mean over the
+    pipeline), the share that is `held` in one unit."""
     plan, parts = setting.plan, parameters.by_component(setting.model)
     spread = parts["routed_experts"] + parts["memory_values"]
     whole = spread if experts else sum(parts.values()) - parts["mtp"] - spread
-    return whole / plan.pipeline / (plan.expert * plan.expert_tensor if experts else plan.tensor)
+    of_rank = whole / plan.pipeline / (plan.expert * plan.expert_tensor if experts else plan.tensor)
+    return np.clip(held / of_rank, 1e-12, 1.0)
 
 
 def _seconds(
-    setting: Setting, one: Communication, ranks: semantics.Degrees, stride: Number, share: Number
+    setting: Setting, one: Communication, ranks: semantics.Degrees, stride: Number, held: Number, experts: bool
 ) -> Number:
     """All calls of one phase on the links of its group: inner ranks first, then shards, then replicas.
 
-    share: of the rank's weights of that kind that lies in this unit. Broadcasts are made of whole parts of the
-    optimizer and not layer by layer, so a unit has its share of each. What is quantised is read and written before
-    and after it is sent.
+    held: weights of one kind in this unit. Broadcasts are made of whole parts of the optimizer and not layer by layer,
+    so a unit has its share of each. What is quantised is read and written before and after it is sent.
     """
     cluster = setting.cluster
     if one.collective in (Collective.HOST_READ, Collective.HOST_WRITE):
@@ -71,6 +72,7 @@ def _seconds(
     inner = ranks[Axis.SHARD] if one.axes == (Axis.REPLICATE,) else 1
     group = network.group(cluster, semantics.ranks(one.axes, ranks), stride * inner)
     if one.collective is Collective.BROADCAST:
+        share = _share_of_rank(setting, held, experts)
         return one.times * share * setting.collective_s(collectives.broadcast_s, one.tensor_bytes / share, group)
     price = {
         Collective.ALL_GATHER: collectives.all_gather_s,
@@ -106,8 +108,7 @@ def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
             changed = [one for one in changed if one.state is not State.GRADIENTS]
             changed += [one for one in fewer if one.state is State.GRADIENTS]
         used = [one for one in use if one.state is State.PARAMETERS and one.phase is not Phase.UPDATE]
-        share = np.clip(held / _of_rank(setting, experts), 1e-12, 1.0)
-        found += [(one, _seconds(setting, one, ranks, stride, share)) for one in used + changed]
+        found += [(one, _seconds(setting, one, ranks, stride, held, experts)) for one in used + changed]
         transient = semantics.transient_bytes(placement, held, prefetch=1, degrees=ranks)
         gathered = gathered + transient[State.PARAMETERS]
         if np.any(trainable):
