@@ -26,6 +26,7 @@ from scenarios.sweep.stream import Sweep
 from scenarios.sweep.summary import BY
 
 PATIENCE_S = 2.0  # between two lines of progress
+_SHORT = {"mfu": "MFU", "cost_usd_per_million_tokens": "$ a million tokens"}
 _SHOWN = ("step_time_s", "mfu", "peak_memory_bytes", "cost_usd_per_million_tokens")
 
 
@@ -138,7 +139,7 @@ def _show(document: dict[str, Any]) -> None:
     if document["invalid_by_key"]:
         faults = ", ".join(f"{key} {count:,}" for key, count in document["invalid_by_key"].items())
         console.print(f"invalid by the key at fault: {faults}")
-    best = {words(column): document[f"best_by_{by}"] for by, column in BY.items()}
+    best = {words(column).lower(): document[f"best_by_{by}"] for by, column in BY.items()}
     time, cost = best.values()
     if time == cost:
         best = {" and ".join(best): time}
@@ -150,16 +151,23 @@ def _show(document: dict[str, Any]) -> None:
 
 
 def _table(title: str, keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> Any:
+    """Figures first, so that many varied keys may fold at the end of the line."""
     from rich.table import Table
 
     from reports.table import figure_text, words
 
     table = Table(box=None, pad_edge=False, show_edge=False, title=title, title_justify="left")
-    for key in keys:
-        table.add_column(key.rpartition(".")[2])
     for figure in _SHOWN:
-        table.add_column(words(figure), justify="right")
+        table.add_column(_SHORT.get(figure) or words(figure), justify="right", no_wrap=True)
+    table.add_column("variant", overflow="fold")
     for row in rows:
-        varied = [text(row["set"].get(key)) for key in keys]
-        table.add_row(*varied, *("" if row[name] is None else figure_text(name, row[name]) for name in _SHOWN))
+        varied = (f"{_short(key, keys)}={text(row['set'][key])}" for key in keys if key in row["set"])
+        figures = ("" if row[name] is None else figure_text(name, row[name]) for name in _SHOWN)
+        table.add_row(*figures, " ".join(varied))
     return table
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a key, where it is the only one of that name."""
+    last = key.rpartition(".")[2]
+    return key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
