@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 SCENARIO = "llama-3.1-405b-16k-h100"
@@ -21,14 +22,16 @@ REPEATS = 5
 WHATIF = [str(Path(sys.executable).with_name("whatif"))]
 
 
-def best_s(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall seconds of `work` after one warm-up call."""
+def best_s(
+    work: Callable[[], object], repeats: int = REPEATS, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Median seconds of `work` after one warm-up call, on the wall or (`time.process_time`) of one core."""
     work()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
@@ -125,7 +128,8 @@ def searches() -> list[tuple[str, str]]:
 
     def priced(wanted: Asked) -> tuple[int, int, float]:
         found = search(wanted.cases, wanted.space, lambda _: Limits(capacity))
-        seconds = best_s(lambda: search(wanted.cases, wanted.space, lambda _: Limits(capacity)), 3)
+        work = partial(search, wanted.cases, wanted.space, lambda _: Limits(capacity))
+        seconds = best_s(work, 3, time.process_time)
         return found.counts.combinations, found.counts.priced, seconds
 
     def axis(key: str, *values: object) -> Axis:
@@ -139,11 +143,34 @@ def searches() -> list[tuple[str, str]]:
         combinations, plans, seconds = priced(asked(loaded, given))
         rates.append(plans / seconds)
         rows.append((f"search of {combinations:,}, {name}",
-                     f"{seconds:.1f} s: {plans:,} priced, {plans / seconds:,.0f} a second"))
+                     f"{seconds:.1f} s of a core: {plans:,} priced, {plans / seconds:,.0f} a second"))
     base = asked(loaded, []).cases[0]
-    one_s = best_s(lambda: analytic_step(base.base, base.global_batch))
+    one_s = best_s(partial(analytic_step, base.base, base.global_batch), clock=time.process_time)
     rows.append(("one plan by itself", f"{one_s * 1e3:.1f} ms ({one_s * rates[-1]:,.0f} x a plan of an array)"))
     return rows
+
+
+def sweeps() -> list[tuple[str, str]]:
+    """A sweep in one process, and the same variants predicted one by one."""
+    from scenarios.load import load
+    from scenarios.sweep import evaluate, values
+
+    loaded = load(library() / "gpt-3-175b-64-a100.yaml", (), "gpt-3", related=False)
+    grid = values.grid(["plan.tensor=1..8 x2", "plan.pipeline=4,8,16", "plan.micro_batch=1..8 x2",
+                        "plan.recompute=none,selective,full", "plan.sharding=ddp,zero-1,fsdp"])
+    base = evaluate.Base("", loaded, "analytic")
+    batch = [evaluate.Variant(index, grid.settings(index)) for index in range(len(grid))]
+    together_s = best_s(lambda: evaluate.evaluate(base, batch), 3)
+
+    def alone() -> None:
+        for variant in batch:
+            evaluate.evaluate(base, [variant])
+
+    alone_s = best_s(alone, 1)
+    return [
+        (f"a sweep of {len(grid)} variants", f"{len(grid) / together_s:,.0f} variants a second"),
+        ("the same one by one", f"{len(grid) / alone_s:,.0f} a second ({alone_s / together_s:.0f} x as long)"),
+    ]
 
 
 def library() -> Path:

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,27 +76,38 @@ def test_no_optional_library_is_needed(tmp_path):
     assert found.stdout.strip() == repr(predict_prepared(*prepare("llama-3.1-405b-131k-h100"))["step_time_s"])
 
 
-def test_schedule_examples_run(tmp_path, monkeypatch):
-    """The command blocks of docs/schedules.md, in their order; of the golden table the rows that need no search."""
-    import shlex
-
+def run_examples(page):
+    """The command blocks of a page, in their order, in the current folder; its scenario is `example.yaml`."""
     from typer.testing import CliRunner
 
     from scenarios.cli import app
 
-    text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        Path("example.yaml").write_text(block, encoding="utf-8")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    assert len(lines) >= 9
+    assert len(lines) >= 3
+    for line in lines:
+        program, *arguments = shlex.split(line, comments=True)
+        result = CliRunner().invoke(app, arguments)
+        assert (program, result.exit_code) == ("whatif", 0), (line, result.output)
+
+
+def test_schedule_examples_run(tmp_path, monkeypatch):
+    """Of the golden table the rows that need no search."""
     monkeypatch.chdir(tmp_path)
     golden = Path("tests", "golden", "schedules.csv")
     header, *rows = (ROOT / golden).read_text(encoding="utf-8").splitlines()
     (tmp_path / golden).parent.mkdir(parents=True)
     (tmp_path / golden).write_text("\n".join([header, *rows[-60:]]), encoding="utf-8")
-    for line in lines:
-        program, *arguments = shlex.split(line, comments=True)
-        result = CliRunner().invoke(app, arguments)
-        assert (program, result.exit_code) == ("whatif", 0), (line, result.output)
+    run_examples("schedules.md")
     assert {"1f1b.html", "1f1b.json", "four.html"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_search_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_examples("search.md")
+    assert "Pareto" in (tmp_path / "example.html").read_text(encoding="utf-8")
 
 
 def test_schedule_page_names_every_schedule():
@@ -104,3 +116,24 @@ def test_schedule_page_names_every_schedule():
     text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
     table = text[text.index("## The schedules"):]
     assert set(re.findall(r"`([\w-]+)`", table)) >= set(schedules.names())
+
+
+def test_sweep_examples_run(tmp_path, monkeypatch):
+    """The commands and the Python of docs/sweep.md; every table comes out with a row a variant."""
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from scenarios.cli import app
+
+    text = (ROOT / "docs" / "sweep.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) >= 3
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        result = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert result.exit_code == 0, (line, result.output)
+    assert (tmp_path / "power.csv").read_text(encoding="utf-8").count("\n") == 1 + 4 * 2
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "docs/sweep.md", "exec"), {})
+    assert (tmp_path / "sizes.csv").read_text(encoding="utf-8").count("\n") == 1 + 4
