@@ -212,7 +212,7 @@ def test_axes_that_cannot_be() -> None:
     base = setting()
     with pytest.raises(ValueError, match="has no values"):
         space_of(base, {"plan.tensor": ()})
-    with pytest.raises(ValueError, match="plan.data"):
+    with pytest.raises(ValueError, match=r"plan\.data"):
         space_of(base, {"plan.data": (1,)})
 
 
