@@ -22,6 +22,7 @@ from simulator.inputs import TrainingInputs
 from simulator.predict import setting_of
 
 MOST_CASES = 1_000
+_PLAN_FIELDS = {f.name for f in fields(Plan)} - {"data"}
 _STACK_FIELDS = {f.name for f in fields(Stack)} - {"name", "source"}
 
 
@@ -41,7 +42,7 @@ class Axis:
     @property
     def is_priced_as_array(self) -> bool:
         block, _, name = self.field.partition(".")
-        return block == "plan" or (block == "stack" and name in _STACK_FIELDS)
+        return name in {"plan": _PLAN_FIELDS, "stack": _STACK_FIELDS}.get(block, ())
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def asked(loaded: LoadedScenario, given: list[Axis], gpu_counts: tuple[int, ...]
     written = {axis.field: tuple(_typed(loaded, axis)) for axis in inner}
     cases, inputs = zip(*_cases(loaded, outer), strict=True)
     base = cases[0].base
-    values = {f"plan.{f.name}": getattr(base.plan, f.name) for f in fields(Plan) if f.name != "data"}
+    values = {f"plan.{name}": getattr(base.plan, name) for name in sorted(_PLAN_FIELDS)}
     values |= {f"stack.{name}": getattr(base.stack, name) for name in sorted(_STACK_FIELDS)}
     space = Space({field: tuple(typed for typed, _ in pairs) for field, pairs in written.items()}, values)
     return Asked(axes, cases, inputs, space, written)
