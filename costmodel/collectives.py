@@ -10,6 +10,7 @@ B and b the scale-up and scale-out bandwidth of one accelerator, the time in one
 |---|---|---|---|
 | ring: one flat ring, leaves a domain over its m network cards | n - k | k - 1 | (n-1)/n S / min(B, m b) |
 | hierarchical: inside and between domains, pipelined | m - 1 | k - 1 | max((m-1)/m S/B, (k-1)/k S/(m b)) |
+| ho-ring (PaRO, arXiv 2310.06003): both kinds of rings at the same time | m - 1 | k - 1 | as hierarchical |
 | hierarchical-sequential: one after the other | m - 1 | k - 1 | the sum of the two |
 | recursive-doubling between domains, rings inside | m - 1 | ceil(log2 k) | as hierarchical |
 | pat: the same where m = 1 (NCCL's parallel aggregated trees) | 0 | ceil(log2 k) | as hierarchical |
@@ -20,7 +21,8 @@ B and b the scale-up and scale-out bandwidth of one accelerator, the time in one
 Step counts of ring and tree follow NCCL's tuning model (src/graph/tuning.cc); ring and recursive doubling are
 in Thakur, Rabenseifner and Gropp (2005). "auto" is the fastest of all but the last row, so what a well-tuned
 library can reach; "nccl" the fastest of what NCCL has: over several domains of several ranks its all-gather
-and reduce-scatter are the flat ring, whose latency grows with the number of ranks; "custom" the faster of
+and reduce-scatter are the flat ring, whose latency grows with the number of ranks, and its broadcast is a flat chain
+(enqueue.cc: rings alone); "custom" the faster of
 one-shot and two-shot. An algorithm that cannot serve a group costs infinity there. A group of one costs
 exactly 0. Everything broadcasts over `size_bytes` and the fields of the group.
 """
@@ -200,7 +202,9 @@ def _steps(count: Number) -> Number:
     return count - 1
 
 
+_HO_RING = "ho-ring"
 _GATHER: Mapping[str, Algorithm] = {
+    _HO_RING: _two_level(1, _steps),
     "ring": _ring(1),
     "recursive-doubling": _two_level(1, _doublings),
     "pat": _parallel_aggregated_trees,
@@ -209,6 +213,7 @@ _GATHER: Mapping[str, Algorithm] = {
     "in-switch": _in_switch(1, multicast=False),
 }
 _REDUCE: Mapping[str, Algorithm] = {
+    _HO_RING: _two_level(2, _steps),
     "ring": _ring(2),
     "tree": _tree_all_reduce,
     "recursive-doubling": _two_level(2, _doublings),
@@ -218,12 +223,14 @@ _REDUCE: Mapping[str, Algorithm] = {
     "one-shot": _direct(1, _steps),
     "two-shot": _direct(2, lambda ranks: 2 * ring_share(ranks)),
 }
+_chain = _broadcast_over(lambda g: g.size - g.domains, lambda g: g.domains - 1)
 _BROADCAST: Mapping[str, Algorithm] = {
-    "ring": _broadcast_over(lambda g: g.size - g.domains, lambda g: g.domains - 1),
+    "ring": _chain,
+    _HO_RING: _chain,
     "broadcast-tree": _broadcast_over(lambda g: g.per_domain - 1, lambda g: _doublings(g.domains)),
     "in-switch": _in_switch(1, multicast=False),
 }
-_PAIRWISE: Mapping[str, Algorithm] = {"pairwise": _pairwise}
+_PAIRWISE: Mapping[str, Algorithm] = {"pairwise": _pairwise, _HO_RING: _pairwise}  # HO-Ring leaves these as they are
 
 ALGORITHMS: Mapping[str, Mapping[str, Algorithm]] = {
     "all_gather": _GATHER,

@@ -24,6 +24,7 @@ ATTENTION_BACKWARDS = ("skips", "whole")
 CROSS_ENTROPIES = ("fused", "unfused", "vocab-parallel")
 CUDA_GRAPHS = ("none", "partial", "full")
 MOE_DISPATCHERS = ("all-to-all", "flex")
+COLLECTIVES = ("nccl", "ho-ring")
 OVERLAPS = ("data", "tensor", "context", "expert", "pipeline")
 
 # Bytes a logit through cross-entropy, forward and backward: a fused kernel reads 2, reads 2 and writes 2; the
@@ -51,6 +52,7 @@ class Stack:
     overlap: which communication runs beside compute (what is not named blocks).
     cross_entropy: "fused", or an fp32 chain ("unfused", "vocab-parallel"). cuda_graphs: what the host need not launch.
     moe_dispatcher: "all-to-all", or "flex" (DeepEP, HybridEP) which permutes while it sends.
+    collectives: the algorithms of costmodel.collectives: what NCCL picks, or HO-Ring (arXiv 2310.06003).
     host_layer_s, host_moe_layer_s, host_head_s: host seconds of one pass of a dense layer, an MoE layer, the
     head; a pass takes at least that long. host_hop_s: of one send and its receive between pipeline stages. 0 means the
     host is never in the way.
@@ -63,6 +65,7 @@ class Stack:
     cross_entropy: str = "fused"
     cuda_graphs: str = "none"
     moe_dispatcher: str = "all-to-all"
+    collectives: str = "nccl"
     host_layer_s: float = 0.0
     host_moe_layer_s: float = 0.0
     host_head_s: float = 0.0
@@ -90,6 +93,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "cross_entropy": CROSS_ENTROPIES,
     "cuda_graphs": CUDA_GRAPHS,
     "moe_dispatcher": MOE_DISPATCHERS,
+    "collectives": COLLECTIVES,
 }
 
 

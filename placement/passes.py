@@ -39,7 +39,6 @@ Seconds = dict[str, Number]  # breakdown category -> seconds
 # A backward kernel that does not skip masked blocks does twice the work at the non-causal rate: 2 x 189 / 203 of the
 # FlashAttention-2 curves on A100 at 16,384 tokens (hardware.csv, category attention).
 WHOLE_SQUARE = 1.86
-NCCL = "nccl"  # training stacks take the algorithms that NCCL offers
 
 
 def add(total: Seconds, part: Mapping[str, Number], times: Number = 1.0) -> Seconds:
@@ -119,7 +118,8 @@ class Setting:
 
     def collective_s(self, price: Callable[..., Number], size_bytes: Number, group: network.Group) -> Number:
         """Seconds of one collective (a function of costmodel.collectives) inside a step."""
-        return price(size_bytes, group, network.paths(self.cluster), NCCL) * self.constants.communication
+        paths = network.paths(self.cluster)
+        return price(size_bytes, group, paths, self.stack.collectives) * self.constants.communication
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,7 @@ class StackBlock(Block):
     overlap: list[Literal["data", "tensor", "context", "expert", "pipeline"]] | None = None
     cross_entropy: Literal["fused", "unfused", "vocab-parallel"] | None = None
     moe_dispatcher: Literal["all-to-all", "flex"] | None = None
+    collectives: Literal["nccl", "ho-ring"] | None = None
     cuda_graphs: Literal["none", "partial", "full"] | None = None
     host_layer: HostTime = None
     host_moe_layer: HostTime = None

@@ -140,6 +140,18 @@ def test_bandwidth_terms_across_domains() -> None:
     assert all_reduce_s(size, group, uniform_paths(UP, OUT, in_switch_reduction=True), "in-switch") == np.inf
 
 
+@pytest.mark.parametrize(("inside_s", "between_s"), [(1e-9, 1e-10), (1e-12, 1e-9), (3e-10, 3e-10)])
+def test_ho_ring_runs_both_rings_at_the_same_time(inside_s: float, between_s: float) -> None:
+    """PaRO's closed form (arXiv 2310.06003): g groups of m, seconds per byte inside a group and of all its cards."""
+    m, g, size = 8, 4, 1e9
+    paths = uniform_paths(1 / inside_s, 1 / between_s / m)
+    expected_s = max(2 * (m - 1) / m * size * inside_s, 2 * (g - 1) / g * size * between_s)
+    assert all_reduce_s(size, Group(m * g, m), paths, "ho-ring") == pytest.approx(expected_s)
+    flat = 2 * (m * g - 1) / (m * g) * size * max(inside_s, between_s)
+    assert all_reduce_s(size, Group(m * g, m), paths, "ring") == pytest.approx(flat)
+    assert all_reduce_s(size, Group(m, m), paths, "ho-ring") == all_reduce_s(size, Group(m, m), paths, "ring")
+
+
 def test_latency_terms() -> None:
     """NCCL's step counts: 2(n-1) in a ring, of which 2(k-1) between domains; 2(m-1) + 2 log2 k in a tree."""
     group = Group(64, 8)

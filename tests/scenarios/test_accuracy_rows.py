@@ -122,7 +122,7 @@ def test_the_shared_table_reads_without_a_problem() -> None:
 
 PLANS: dict[str, dict[str, Any]] = {
     "mpt-166": {"data": 128, "micro_batch": 6, "sharding": "fsdp", "recompute": "none", "precision": "bf16"},
-    "internevo-046": {"data": 32, "micro_batch": 2, "sharding": "zero-1-hybrid", "shard_group": 8, "tensor": 1},
+    "internevo-046": {"data": 32, "micro_batch": 2, "sharding": "internevo", "shard_group": 8, "tensor": 1},
     "internevo-030": {"tensor": 2, "data": 128, "micro_batch": 4, "shard_group": 4},
     "megatron-korthikanti-004": {"tensor": 8, "sequence_parallel": True, "pipeline": 8, "virtual": 3, "data": 1,
                                  "schedule": "interleaved-1f1b", "recompute": "selective", "precision": "fp16",

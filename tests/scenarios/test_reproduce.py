@@ -177,7 +177,7 @@ def test_without_the_number_of_ranks_nothing_is_claimed() -> None:
 def test_triples_of_paro_are_the_named_strategies(triple: str, name: str) -> None:
     """Known points of reference/systems_training.md, section 2."""
     mesh = {Axis.SHARD: 8, Axis.REPLICATE: 4, Axis.DATA: 32}
-    ours, theirs = paro.placement(triple), strategies.get(name, "mixed")
+    ours, theirs = strategies.get(f"paro-{triple.lower()}"), strategies.get(name, "mixed")
     for state in (State.PARAMETERS, State.GRADIENTS, State.OPTIMIZER):
         held = [semantics.resident_bytes(one, 1e9, mesh)[state] for one in (ours, theirs)]
         assert held[0] == pytest.approx(held[1])

@@ -2,7 +2,7 @@
 
 Mechanism: a flat ring over N = m g ranks runs at the pace of its slowest hop; HO-Ring splits the data into a ring
 inside every group of m and rings across the g groups that run at the same time.
-Answered: the ratio of the two times (reference/systems_training.md, section 2):
+Answered: the ratio of an all-reduce by the algorithms `ring` and `ho-ring` of costmodel.collectives, bandwidth alone:
 
     flat    2 (N-1)/N S / B_between
     HO-Ring max(2 (m-1)/m S / B_inside, 2 (g-1)/g S / B_between)
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from itertools import product
 
+from costmodel.collectives import all_reduce_s
+from costmodel.network import Group, uniform_paths
 from scenarios.papers import settings
 from scenarios.papers.answers import Answer, NotMapped, Span
 from scenarios.papers.claims import Claim
@@ -30,10 +32,8 @@ def speedup(inside_ranks: int, groups: int, faster_inside: float) -> float:
     >>> speedup(8, 4, 24.0) > 1.2
     True
     """
-    ranks = inside_ranks * groups
-    flat = 2 * (ranks - 1) / ranks
-    hierarchical = max(2 * (inside_ranks - 1) / inside_ranks / faster_inside, 2 * (groups - 1) / groups)
-    return flat / hierarchical
+    group, paths = Group(inside_ranks * groups, inside_ranks), uniform_paths(faster_inside, 1.0 / inside_ranks)
+    return float(all_reduce_s(1.0, group, paths, "ring") / all_reduce_s(1.0, group, paths, "ho-ring"))
 
 
 def answer(claim: Claim) -> Answer:

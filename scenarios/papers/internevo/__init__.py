@@ -1,8 +1,9 @@
 """InternEvo / Buff (arXiv 2401.09149; tables in InternLM/InternEvo, doc/en/train_performance.md).
 
 Mechanism: each state is sharded over its own, possibly smaller, group; the optimizer inside a node (`zero1=8`), so
-that fewer ranks take part in its collectives.
-Answered: tokens per GPU and second of hybrid ZeRO-1 (strategy zero-1-hybrid, plan.shard_group) against ZeRO-1 over
+that fewer ranks take part in its collectives. Gradients are all-reduced over all ranks beside the last backward pass;
+every owner of a part of the optimizer then broadcasts its parameters, one after another (HybridZeroOptimizer).
+Answered: tokens per GPU and second of hybrid ZeRO-1 (strategy internevo, plan.shard_group) against ZeRO-1 over
 all ranks, TFLOPS per GPU, and device memory of pipeline, tensor and FSDP plans, each by the closed-form step of the
 simulator on the cluster that the row states. `zero1` is read from setting and baseline (-1: all ranks); the system's
 own group is a node's ranks unless the row states it. Not stated by rows and taken from the source's text: 4
@@ -36,8 +37,8 @@ SPEED_SEQUENCE, MEMORY_SEQUENCES = 2048, (2048, 8192)
 MICRO_BATCHES = 4
 NETWORK = 4 * 12.5e9  # bytes/s of a node: 4 x 100 Gb/s RoCE, the source's cluster
 KERNELS = "the kernel efficiency of InternEvo's release"
-SLOW_AT_SCALE = ("a term of ZeRO-1's exchange over all ranks that grows with their number (about 3 ms a rank in the "
-                 "source's curve: one message per owner of a partition)")
+SLOW_AT_SCALE = ("the rest of a term that grows with the ranks of ZeRO-1's exchange (about 3 ms an owner in the source's "
+                 "curve; N broadcasts over N ranks, priced as NCCL's chains, give a part of it)")
 STACK_MEMORY = ("what InternEvo holds beside 16 to 18 bytes a parameter: its FSDP rows fall with the number of GPUs as "
                 "if there were 27 to 30 (buckets, copies, reserved memory)")
 
@@ -97,7 +98,7 @@ def cluster_of(text: str, count: int) -> Cluster:
 def played(of: Setting, sequence: int, zero1: int) -> Played:
     """The step of a setting. Raises NotMapped where the plan cannot be laid."""
     group = None if zero1 < 0 or zero1 >= of.data else zero1
-    sharding = "fsdp" if of.fsdp else "zero-1" if group is None else "zero-1-hybrid"
+    sharding = "fsdp" if of.fsdp else "internevo"
     plan = Plan(tensor=of.tensor, sequence_parallel=of.tensor > 1, pipeline=of.pipeline, data=of.data,
                 micro_batch=of.micro_batch, recompute=of.recompute, sharding=sharding, shard_group=group)
     batch = of.data * of.micro_batch * of.micro_batches

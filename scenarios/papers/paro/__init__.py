@@ -4,7 +4,8 @@ Mechanism: parameters, gradients and optimizer are each replicated (N), sharded 
 ranks (G); the triple that is fastest and fits is chosen. Redundant memory inside a group saves traffic between
 groups, most where it is paid once a step and not once a micro-batch.
 Answered: throughput of the best triple over that of the named baseline (GGG = ZeRO-3, NGG = ZeRO-2, NNG = ZeRO-1,
-III = MiCS and FSDP's hybrid), each triple a placement written out and timed by the closed-form step. The testbed's
+III = MiCS and FSDP's hybrid), each triple a strategy (`paro-nig`, placement.paro) timed by the closed-form step; of
+the 27 those are timed that none other beats in memory at no more traffic. The testbed's
 links, batch and accumulation were not published: the span goes over LLaMA-7B and 65B, 16 to 128 A100, 100 to 1,600
 Gb/s a node and 1 to 8 micro-batches, as far as a row does not state them. Trainable shares below 1 are left out.
 """
@@ -20,15 +21,14 @@ from itertools import product
 from costmodel import catalog
 from costmodel.hardware import Cluster
 from costmodel.huggingface import catalog_model
+from placement import paro
 from placement.plan import Plan
-from placement.states import STATE_BYTES, Axis, Dim, Mode, Placement, State
 from scenarios.papers import settings
 from scenarios.papers.answers import Answer, NotMapped, Span
 from scenarios.papers.claims import Claim
 from simulator.inputs import TrainingInputs
 from simulator.predict import play
 
-LEVELS = "NIG"  # replicated, sharded inside a group, sharded over all
 NAMED = (("zero-?3|fsdp(?!.*hybrid)|sota|state of the art", "GGG"), ("zero-?2", "NGG"), ("zero-?1", "NNG"),
          ("mics|hybrid", "III"), ("zero", "GGG"))
 MODELS = {7: "llama-2-7b", 13: "llama-2-13b", 65: "llama-65b", 70: "llama-2-70b"}
@@ -39,32 +39,12 @@ SEQUENCE = 2048
 
 
 @cache
-def triples() -> tuple[str, ...]:
-    """Parameters, gradients, optimizer: each at least as sharded as the one before it."""
-    found = ("".join(levels) for levels in product(LEVELS, repeat=3))
-    return tuple(one for one in found if [LEVELS.index(x) for x in one] == sorted(LEVELS.index(x) for x in one))
-
-
-@cache
-def placement(triple: str) -> Placement:
-    """A triple as a placement: I shards over the group's axis, G over both."""
-    axes = {"N": (), "I": (Axis.SHARD,), "G": (Axis.SHARD, Axis.REPLICATE)}
-    states = (State.PARAMETERS, State.GRADIENTS, State.OPTIMIZER)
-    modes = {
-        state: dict.fromkeys(axes[level], Mode.SHARDED_WITH_GATHER if state is State.PARAMETERS else Mode.SHARDED)
-        for state, level in zip(states, triple, strict=True)
-    }
-    return Placement(modes, {Axis.SHARD: Dim.BATCH, Axis.REPLICATE: Dim.BATCH}, bytes=STATE_BYTES["mixed"], name=triple,
-                     source="PaRO, arXiv 2310.06003")
-
-
-@cache
 def step_time_s(triple: str, model: str, gpus: int, node_bytes_per_s: float, micro_batches: int) -> float | None:
     """Seconds of a step; None where it does not fit the device."""
     node = catalog.node("hgx-a100")
     port = replace(node.scale_out, bandwidth_bytes_per_s=node_bytes_per_s / node.accelerators, source="assumed")
     cluster = Cluster(replace(node, scale_out=port), gpus // node.accelerators, gpus)
-    plan = Plan(data=gpus, sharding=placement(triple), shard_group=node.accelerators, recompute="full")
+    plan = Plan(data=gpus, sharding=paro.placement(triple), shard_group=node.accelerators, recompute="full")
     inputs = TrainingInputs("claim", "", "", {}, catalog_model(model), cluster, plan, SEQUENCE, gpus * micro_batches,
                             fidelity="analytic")
     found = play(inputs)
@@ -76,7 +56,7 @@ def speedups(baseline: str, models: tuple[str, ...], counts: tuple[int, ...], li
     """The best triple's speed over the baseline's, in every setting in which the baseline fits."""
     for case in product(models, counts, links, batches):
         theirs = step_time_s(baseline, *case)
-        times = [time for triple in triples() if (time := step_time_s(triple, *case)) is not None]
+        times = [time for triple in paro.worth_trying() if (time := step_time_s(triple, *case)) is not None]
         if theirs is not None and times:
             yield theirs / min(times)
 
@@ -101,5 +81,5 @@ def answer(claim: Claim) -> Answer:
         raise NotMapped(f"{baseline} fits none of the settings on 80 GB")
     left = [text for text, known in (("model", size), ("GPUs", count), ("links", rates), ("accumulation", batches))
             if not known]
-    return Answer(ratio=Span.of(found), open=", ".join(left), how=f"best of {len(triples())} triples over {baseline}",
+    return Answer(ratio=Span.of(found), open=", ".join(left), how=f"best of {len(paro.worth_trying())} of 27 triples over {baseline}",
                   missing={"": "kernels and overlap of PaRO's own implementation"})
