@@ -165,7 +165,8 @@ def gpu_counts(loaded: LoadedScenario, most: int) -> tuple[int, ...]:
 
 
 def usual(loaded: LoadedScenario) -> list[Axis]:
-    """Axes for a scenario that lists none: what divides the model and the cluster, within what is common practice."""
+    """Axes for a scenario that lists none: what divides the model and the cluster, within what is common practice, and
+    the scenario's own values."""
     model, cluster, plan = loaded.model, loaded.cluster, loaded.scenario.plan
     gpus, layers = cluster.accelerators, len(model.layers)
     heads = [layer.attention.heads for layer in dict.fromkeys(model.layers)]
@@ -186,11 +187,16 @@ def usual(loaded: LoadedScenario) -> list[Axis]:
         "plan.micro_batch": [n for n in (1, 2, 4, 8) if n <= loaded.scenario.workload.global_batch],
         "plan.sequence_parallel": [False, True],
         "plan.recompute": ["none", "selective", "full"],
-        "plan.sharding": list(dict.fromkeys([*([plan.sharding] if isinstance(plan.sharding, str) else []), "zero-1",
-                                             "fsdp-no-reshard", "fsdp"])),
+        "plan.sharding": ["zero-1", "fsdp-no-reshard", "fsdp"],
     }
     if experts:
         values["plan.expert"] = [n for n in divisors(min(experts), gpus) if gpus % n == 0]
+    for key, of in values.items():
+        own = getattr(plan, key.partition(".")[2])
+        dealt = not isinstance(own, int) or key in ("plan.virtual", "plan.micro_batch") or gpus % own == 0
+        if isinstance(own, str | int) and own not in of and dealt:
+            of.append(own)
+            of.sort(key=lambda value: value if isinstance(value, int) else 0)
     place = Place(loaded.file)
     return [Axis(key, tuple(of), (place,) * len(of)) for key, of in values.items()]
 

@@ -307,8 +307,8 @@ def answer(result: Mapping[str, Any]) -> str:
     text = f"The best of {result['counts']['plans_evaluated']:,} plans takes {step} a step and {memory} a GPU: {plan}."
     if base and base["fits"] and first[figure] is not None and base[figure]:
         gain = 1.0 - first[figure] / base[figure]
-        less = f"{abs(gain):.1%} {'less' if gain >= 0 else 'more'} {result['objective']}"
-        text += f" That is {less} than the scenario's own plan."
+        less = f"{abs(gain):.1%} {'less' if gain >= 0 else 'more'} {result['objective']} than"
+        text += f" That is {less if abs(gain) >= 0.0005 else 'as good as'} the scenario's own plan."
     elif base and not base["fits"]:
         text += " The scenario's own plan does not fit."
     return text + _by_events(best)
