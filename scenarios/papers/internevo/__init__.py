@@ -37,8 +37,8 @@ SPEED_SEQUENCE, MEMORY_SEQUENCES = 2048, (2048, 8192)
 MICRO_BATCHES = 4
 NETWORK = 4 * 12.5e9  # bytes/s of a node: 4 x 100 Gb/s RoCE, the source's cluster
 KERNELS = "the kernel efficiency of InternEvo's release"
-SLOW_AT_SCALE = ("the rest of a term that grows with the ranks of ZeRO-1's exchange (about 3 ms an owner in the source's "
-                 "curve; N broadcasts over N ranks, priced as NCCL's chains, give a part of it)")
+SLOW_AT_SCALE = ("the rest of a term that grows with the ranks of ZeRO-1's exchange (about 3 ms an owner in the "
+                 "source's curve; N broadcasts over N ranks, priced as NCCL's chains, give a part of it)")
 STACK_MEMORY = ("what InternEvo holds beside 16 to 18 bytes a parameter: its FSDP rows fall with the number of GPUs as "
                 "if there were 27 to 30 (buckets, copies, reserved memory)")
 

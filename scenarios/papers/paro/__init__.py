@@ -81,5 +81,6 @@ def answer(claim: Claim) -> Answer:
         raise NotMapped(f"{baseline} fits none of the settings on 80 GB")
     left = [text for text, known in (("model", size), ("GPUs", count), ("links", rates), ("accumulation", batches))
             if not known]
-    return Answer(ratio=Span.of(found), open=", ".join(left), how=f"best of {len(paro.worth_trying())} of 27 triples over {baseline}",
+    tried = f"best of {len(paro.worth_trying())} of 27 triples over {baseline}"
+    return Answer(ratio=Span.of(found), open=", ".join(left), how=tried,
                   missing={"": "kernels and overlap of PaRO's own implementation"})
