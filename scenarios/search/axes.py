@@ -193,8 +193,9 @@ def usual(loaded: LoadedScenario) -> list[Axis]:
         values["plan.expert"] = [n for n in divisors(min(experts), gpus) if gpus % n == 0]
     for key, of in values.items():
         own = getattr(plan, key.partition(".")[2])
-        dealt = not isinstance(own, int) or key in ("plan.virtual", "plan.micro_batch") or gpus % own == 0
-        if isinstance(own, str | int) and own not in of and dealt:
+        if own in of or not isinstance(own, str | int):
+            continue
+        if isinstance(own, str) or key in ("plan.virtual", "plan.micro_batch") or gpus % own == 0:
             of.append(own)
             of.sort(key=lambda value: value if isinstance(value, int) else 0)
     place = Place(loaded.file)
