@@ -186,6 +186,7 @@ def test_library_scenarios_load_with_their_variants(name: str) -> None:
         ("llama-3.1-405b-16k-h100", "llama3-paper-002"),
         ("llama-3.1-405b-131k-h100", "llama3-paper-003"),
         ("llama-3.1-8b-8xh100", "nemo-bridge-dense-087"),
+        ("internevo-7b-256-a100", "internevo-014"),
     ],
 )
 def test_library_scenarios_are_the_published_rows(name: str, row_id: str) -> None:
