@@ -18,7 +18,7 @@ from scenarios.calibration import calibration
 from scenarios.commands.output import SCHEMA_VERSION, cannot_write, check_target, print_json, tool_version
 from scenarios.commands.run import find
 from scenarios.errors import Place, ScenarioError
-from scenarios.load import load
+from scenarios.load import LoadedScenario, load
 from scenarios.sweep import executors, values
 from scenarios.sweep.grid import text
 from scenarios.sweep.journal import path_of
@@ -81,12 +81,20 @@ def _asked(scenario: str, varied: Sequence[str], fidelity: str, out: str, resume
     if out:
         files = (Path(option.rpartition("@")[2]) for option in varied if "@" in option and "\0" not in option)
         check_target("--out", out, never=(path, *files))
-    base = load(path, (), name, related=False)
+    base = _base(path, name)
     grid = values.grid(varied)
     calibrated = calibration(base, fidelity)
     constants = calibrated.constants if calibrated else None
     return Sweep(replace(base, measured=()), grid, fidelity, constants, tool_version(), Path(out) if out else None,
                  resume)
+
+
+def _base(path: Path, name: str) -> LoadedScenario:
+    """The scenario; its own plan need not fit its model, for variants may mend that. Raises ScenarioError."""
+    try:
+        return load(path, (), name, related=False)
+    except ScenarioError:  # also where only a search of plans would be refused
+        return load(path, (), name)
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from scenarios.sweep.grid import Grid
 from scenarios.sweep.journal import Journal
 from scenarios.sweep.summary import Summary
 
-# Variants that are evaluated together. What is not finished of these is lost with a kill, and nothing else is.
+# Variants that are evaluated together, at most. What is not finished of these is lost with a kill, nothing else is.
 CHUNK = {"analytic": 512, "events": 8}
+FEWEST_CHUNKS, LEAST_CHUNK = 32, 32  # a small sweep is cut finer, so that there is something to share and to keep
 IN_FLIGHT = 48  # batches handed out, where the caller does not say
 
 Progress = Callable[[int, int, int], None]  # variants finished, of all, and of these by an earlier run
@@ -53,8 +54,13 @@ class Sweep:
         variants.check(self.loaded, self.grid)
 
     @property
+    def chunk(self) -> int:
+        """Variants in a batch: by the grid alone, since the last digits may depend on it."""
+        return min(CHUNK[self.fidelity], max(len(self.grid) // FEWEST_CHUNKS, LEAST_CHUNK))
+
+    @property
     def chunks(self) -> int:
-        return self.grid.chunks(CHUNK[self.fidelity])
+        return self.grid.chunks(self.chunk)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -106,6 +112,6 @@ class Sweep:
         digest = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
         base = Base(digest, self.loaded, self.fidelity, self.constants)
         for number in range(self.chunks):
-            indices = self.grid.chunk(number, CHUNK[self.fidelity])
+            indices = self.grid.chunk(number, self.chunk)
             if journal is None or not all(index in journal for index in indices):
                 yield base, [Variant(index, self.grid.settings(index)) for index in indices]

@@ -18,6 +18,7 @@ from costmodel.architecture import Model
 from costmodel.hardware import Cluster
 from placement.schedules.files import is_file
 from scenarios import checks
+from scenarios.build import BuildError, model_and_cluster
 from scenarios.errors import Place, Problem, ScenarioError
 from scenarios.load import LoadedScenario, with_values
 from scenarios.schema import Block, Scenario, block_at
@@ -50,7 +51,10 @@ class Variants:
         scenario: Scenario = self.base.scenario.model_copy(update=read)
         if is_file(scenario.plan.schedule):
             return self._explained(settings)
-        model, cluster = self._built(blocks.get("model", ""), blocks.get("cluster", ""))
+        try:
+            model, cluster = self._built(blocks.get("model", ""), blocks.get("cluster", ""))
+        except BuildError as error:
+            raise ScenarioError.at(Place("variant"), f"{'.'.join(error.key)}: {error}") from None
         if found := checks.relations(scenario, model, cluster):
             raise ScenarioError(Problem.at(Place("variant"), f"{'.'.join(at)}: {message}") for at, message in found)
         return replace(self.base, scenario=scenario, model=model, cluster=cluster)
@@ -79,12 +83,11 @@ class Variants:
         return read
 
     def _build(self, model: str, cluster: str) -> tuple[Model, Cluster]:
-        """Model and cluster for the settings of their blocks."""
+        """Model and cluster for the settings of their blocks. Raises BuildError."""
         if not model and not cluster:
             return self.base.model, self.base.cluster
-        settings = json.loads(model or "{}") | json.loads(cluster or "{}")
-        built = with_values(self.base, settings, dict.fromkeys(settings, Place("variant")), related=False)
-        return built.model, built.cluster
+        read = {name: self._block(name, text) for name, text in (("model", model), ("cluster", cluster)) if text}
+        return model_and_cluster(self.base.scenario.model_copy(update=read), self.base.path.parent)
 
 
 def check(base: LoadedScenario, asked: Grid) -> None:
@@ -93,6 +96,7 @@ def check(base: LoadedScenario, asked: Grid) -> None:
     Raises ScenarioError with every problem found.
     """
     variants = Variants(base)
+    of_search = {f"{'.'.join(at)}: {message}" for at, message in checks.unsearchable(base.cluster)}
     problems: list[Problem] = []
     for axis in asked.axes:
         for key, values, places in zip(axis.keys, axis.values, axis.places, strict=True):
@@ -103,7 +107,7 @@ def check(base: LoadedScenario, asked: Grid) -> None:
                 try:
                     with_values(base, settings, dict.fromkeys(settings, place), related=False)
                 except ScenarioError as error:
-                    problems += error.problems
+                    problems += [problem for problem in error.problems if problem.message not in of_search]
     if problems:
         raise ScenarioError(problems)
 
