@@ -17,6 +17,11 @@ from placement.plan import Plan, PlanError, layers_of_chunks
 Number = Any  # an integer or an array of integers; results are bool of the same shape
 
 
+def feed_forwards(model: Model) -> list[FeedForward]:
+    """The distinct feed-forward blocks of a model."""
+    return list(dict.fromkeys(layer.feed_forward for layer in dict.fromkeys(model.layers)))
+
+
 def heads_divide(attention: Attention, tensor: Number) -> Number:
     return np.equal(attention.heads % np.asarray(tensor), 0)
 
@@ -89,6 +94,8 @@ def layout_fits(model: Model, plan: Plan) -> str:
     pipeline, virtual = int(plan.pipeline), int(plan.virtual)
     if pipeline == 1 and virtual > 1:
         return "chunks per rank without a pipeline"
+    if pipeline > 1 and any(part.memory and part.memory.sharers > 1 for part in feed_forwards(model)):
+        return "memory layers that share their values on several stages"
     if pipeline > 1 and not schedule.accepts_chunks(virtual * schedule.routes):
         return "chunks per rank that the schedule does not run"
     try:
@@ -107,7 +114,7 @@ def layout_fits(model: Model, plan: Plan) -> str:
 def rules(model: Model, plan: Plan, sequence: int, global_batch: int) -> Iterator[tuple[str, Number]]:
     """(what does not divide, where it does) for every rule that looks at degrees and batch. Broadcasts."""
     attentions = dict.fromkeys(layer.attention for layer in dict.fromkeys(model.layers))
-    parts = dict.fromkeys(layer.feed_forward for layer in dict.fromkeys(model.layers))
+    parts = feed_forwards(model)
     for attention in attentions:
         yield "attention heads by tensor", heads_divide(attention, plan.tensor)
         yield "key/value heads and tensor", key_value_heads_divide(attention, plan.tensor)
@@ -116,8 +123,13 @@ def rules(model: Model, plan: Plan, sequence: int, global_batch: int) -> Iterato
     for part in parts:
         yield "feed-forward width by tensor", width_divides(part, plan.tensor, plan.expert_tensor)
         yield "experts by expert", experts_divide(part, plan.expert)
+    memories = [part.memory for part in parts if part.memory]
     if not any(part.experts for part in parts):
-        yield "expert degrees of a model without experts", np.equal(plan.expert * plan.expert_tensor, 1)
+        spread = plan.expert_tensor if memories else plan.expert * plan.expert_tensor
+        yield "expert degrees of a model without experts", np.equal(spread, 1)
+    if memories:
+        yield "memory layers beside tensor ranks", np.equal(plan.tensor, 1)
+        yield "columns of memory values by expert", np.equal(model.hidden % np.asarray(plan.expert), 0)
     yield "ranks of a stage by expert x expert_tensor", expert_ranks_divide(plan)
     yield "sequence by its parts", sequence_divides(plan, sequence)
     yield "global batch by data x micro_batch", batch_divides(plan, global_batch)

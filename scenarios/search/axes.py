@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from costmodel.stack import Stack
+from placement.divisibility import feed_forwards
 from placement.plan import Plan
 from placement.search.exhaustive import Case
 from placement.search.space import Space
@@ -170,7 +171,7 @@ def usual(loaded: LoadedScenario) -> list[Axis]:
     model, cluster, plan = loaded.model, loaded.cluster, loaded.scenario.plan
     gpus, layers = cluster.accelerators, len(model.layers)
     heads = [layer.attention.heads for layer in dict.fromkeys(model.layers)]
-    experts = [layer.feed_forward.experts for layer in dict.fromkeys(model.layers) if layer.feed_forward.experts]
+    dealt = [part.experts or model.hidden for part in feed_forwards(model) if part.experts or part.memory]
     sequence = loaded.scenario.workload.sequence
 
     def divisors(number: int, most: int) -> list[int]:
@@ -189,8 +190,8 @@ def usual(loaded: LoadedScenario) -> list[Axis]:
         "plan.recompute": ["none", "selective", "full"],
         "plan.sharding": ["zero-1", "fsdp-no-reshard", "fsdp"],
     }
-    if experts:
-        values["plan.expert"] = [n for n in divisors(min(experts), gpus) if gpus % n == 0]
+    if dealt:
+        values["plan.expert"] = [n for n in divisors(min(dealt), gpus) if gpus % n == 0]
     for key, of in values.items():
         own = getattr(plan, key.partition(".")[2])
         if own in of or not isinstance(own, str | int):
