@@ -12,7 +12,13 @@ from costmodel.kernels import peak_flops_per_s
 from costmodel.operators import FORWARD
 from costmodel.units import show
 from placement import schedules
-from placement.memory import DEVICE_OVERHEAD_BYTES, DEVICE_OVERHEAD_SOURCE, WORKSPACE_SOURCE, workspace_bytes
+from placement.memory import (
+    DEVICE_OVERHEAD_BYTES,
+    DEVICE_OVERHEAD_SOURCE,
+    WORKSPACE_SOURCE,
+    host_capacity_bytes,
+    workspace_bytes,
+)
 from placement.passes import Setting, layer_work, total
 from placement.pipeline import segment_shares
 from placement.step import Step
@@ -69,10 +75,11 @@ def limiting(step: Step) -> dict[str, Any]:
 def answer(inputs: TrainingInputs, document: dict[str, Any]) -> str:
     """One line: how long a step takes, how well the machine is used, whether it fits, what it costs."""
     fit = document["fit"]
+    where = "the host" if fit["stage"] is None else f"stage {fit['stage']}"
     room = (
         f"fits, {fit['free_bytes'] / 1e9:.1f} GB free on stage {fit['stage']}"
         if document["fits"]
-        else f"does not fit: stage {fit['stage']} misses by {-fit['free_bytes'] / 1e9:.1f} GB"
+        else f"does not fit: {where} misses by {-fit['free_bytes'] / 1e9:.1f} GB"
     )
     cost = document["cost_usd"]
     paid = "price unknown" if cost is None else f"{cost:,.2f} USD a step"
@@ -83,10 +90,15 @@ def answer(inputs: TrainingInputs, document: dict[str, Any]) -> str:
     )
 
 
-def fit(setting: Setting, step: Step, overhead_bytes: float) -> dict[str, Any]:
-    stage = step.worst_stage
-    needed = step.peak_bytes[stage] + overhead_bytes
+def fit(setting: Setting, step: Step, overhead_bytes: float, host_bytes: float = 0.0) -> dict[str, Any]:
+    """What the fullest stage needs of the device; or of the host, where that is what does not suffice."""
+    stage: int | None = step.worst_stage
+    needed = step.peak_bytes[step.worst_stage] + overhead_bytes
     capacity = setting.cluster.accelerator.memory.capacity_bytes
+    host_capacity = host_capacity_bytes(setting.cluster)
+    if needed <= capacity and host_bytes > host_capacity:
+        return {"tier": "host", "stage": None, "needed_bytes": host_bytes, "capacity_bytes": host_capacity,
+                "free_bytes": host_capacity - host_bytes}
     return {
         "tier": "hbm",
         "stage": stage,

@@ -289,7 +289,7 @@ def predict_training(inputs: TrainingInputs) -> dict[str, Any]:
             {"stage": stage, "peak_bytes": peak, "states": dict(states)}
             for stage, (peak, states) in enumerate(zip(step.peak_bytes, step.states_at_peak, strict=True))
         ],
-        "fit": {**explain.fit(played.setting, step, DEVICE_OVERHEAD_BYTES), "changes": []},
+        "fit": {**explain.fit(played.setting, step, DEVICE_OVERHEAD_BYTES, played.on_host_bytes), "changes": []},
         "model": explain.model(inputs.model),
         "run_totals": _run_totals(inputs, step, numbers["cost_usd"], numbers["energy_j"]),
         "error_band": _error_band(inputs, played, numbers),

@@ -138,3 +138,19 @@ def test_frozen_weights_need_no_gradients():
     assert memory["gradients"] + memory["optimizer"] < 0.01 * whole["memory_breakdown_bytes"]["gradients"]
     adapters = 32 * 16 * ((4096 + 6144) + (4096 + 4096))  # r (n + m) of the two projections of 32 layers
     assert memory["parameters"] == whole["memory_breakdown_bytes"]["parameters"] + 2 * adapters
+
+
+def test_a_plan_fits_only_where_the_host_holds_what_lies_there():
+    """ZeRO-Offload keeps 12 bytes of optimizer for each of 8.03e9 parameters in the memory of one node's host."""
+    inputs = inputs_of("llama-3.1-8b-8xh100", "plan.sharding=zero-offload", "plan.recompute=full")
+    assert play(inputs).fits
+    held = play(inputs).on_host_bytes
+    assert held == pytest.approx(12 * 8.03e9 / 8, rel=0.01)
+    node = inputs.cluster.node
+    tiers = tuple(replace(tier, capacity_bytes=7 * held) if tier.name == "host" else tier for tier in node.tiers)
+    small = replace(inputs, cluster=replace(inputs.cluster, node=replace(node, tiers=tiers)))
+    document = predict_training(small)
+    assert document["fits"] is False
+    assert document["fit"]["tier"] == "host"
+    assert document["fit"]["free_bytes"] == pytest.approx(-held / 8, rel=1e-9)
+    assert "the host misses" in document["answer"]
