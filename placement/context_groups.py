@@ -225,7 +225,9 @@ def get(name: str) -> Policy:
 
 def lagging(ready_s: Floats, degree: int, domain: int) -> Ints:
     """The `degree` ranks that are ready first, ascending; inside one node where they fit and whole nodes exist."""
-    if 1 < degree <= domain and len(ready_s) % domain == 0:
+    if degree == 1:
+        return np.array([ready_s.argmin()])
+    if degree <= domain and len(ready_s) % domain == 0:
         nodes = np.sort(ready_s.reshape(-1, domain), axis=1)[:, degree - 1]
         node = int(nodes.argmin())
         inside = np.argsort(ready_s[node * domain : (node + 1) * domain], kind="stable")[:degree]

@@ -62,7 +62,7 @@ def relations(scenario: Scenario, model: Model, cluster: Cluster) -> list[tuple[
     plan = build_plan(scenario.plan, cluster)
     case = _Case(plan, model, cluster, scenario.workload)
     if cluster.groups:
-        return [problem for check in (_unequal, _layers, _sequence, _precision) for problem in check(case)]
+        return [problem for check in (_unequal, _layers, _sequence, _lengths, _precision) for problem in check(case)]
     found = [*_degrees(scenario, cluster), *_shares(scenario)]
     # The checks that need the data-parallel degree would mislead where the product is wrong.
     checks = _CHECKS if found else _CHECKS + _SIZED_CHECKS
@@ -316,6 +316,9 @@ def _lengths(case: _Case) -> Found:
             if getattr(plan, name) != value:
                 told = "is for sequences of unequal length"
                 yield ("plan", name), f"{told}; write workload.lengths, or leave {name} out"
+        return
+    if case.cluster.groups:
+        yield key, "sequences of unequal length need equal accelerators; leave it out, or cluster.beside"
         return
     try:
         law = build_lengths(case.workload)

@@ -64,7 +64,7 @@ class HybridStep:
         found = [sum((v for k, v in one.items() if k != "context_communication"), np.zeros(1)) for one in stages]
         return np.asarray(max(found, key=lambda one: float(one.sum())))
 
-    @property
+    @cached_property
     def document(self) -> dict[str, Any]:
         """What `whatif run --json` says of it under "sequences"."""
         of = self.of

@@ -25,6 +25,10 @@ def search(
         check_target("--html", html, never=(Path(scenario),) if "\0" not in scenario else ())
     path, name = find(scenario)
     loaded = load(path, settings, name, related=False)
+    if loaded.scenario.workload.lengths is not None:
+        place = loaded.document.key_place(("workload", "lengths"))
+        raise ScenarioError.at(place, "workload.lengths: plans are searched for sequences of equal length; leave it "
+                               "out (`whatif sweep` varies plans for unequal ones)")
     given = [_axis(text) for text in vary]
     wanted = Wanted(objective, top, play, _quantity("--max-memory", max_memory, "bytes"), max_gpus,
                     _quantity("--deadline", deadline, "s"), budget_usd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -105,3 +106,27 @@ def test_what_does_not_go_together_is_refused_where_it_stands(
     assert f"{file}:{place}: " in done.stderr, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_a_search_refuses_what_it_does_not_price() -> None:
+    done = whatif("search", LIBRARY, "--vary", "plan.context=128,256")
+    assert done.exit_code == 2
+    assert "workload.lengths: plans are searched for sequences of equal length" in done.stderr
+
+
+def test_a_sweep_plays_unequal_sequences_like_a_run(tmp_path: Path) -> None:
+    file, table = written(tmp_path), tmp_path / "sweep.csv"
+    assert whatif("sweep", file, "--vary", "plan.context_groups=static,naive,dp-balance", "--out", table).exit_code == 0
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    for row in rows:
+        setting = f"plan.context_groups={row['plan.context_groups']}"
+        alone = json.loads(whatif("run", file, "--json", "--fidelity", "analytic", "--set", setting).stdout)
+        assert float(row["step_time_s"]) == pytest.approx(alone["step_time_s"], rel=1e-11)
+    assert len({row["step_time_s"] for row in rows}) == 3
+
+
+def test_unequal_accelerators_with_unequal_sequences_are_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, "nodes: 2}", "nodes: 2, beside: [{node: hgx-h100, nodes: 1}]}")
+    done = whatif("run", file)
+    assert done.exit_code == 2
+    assert "sequences of unequal length need equal accelerators" in done.stderr
