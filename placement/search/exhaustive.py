@@ -114,7 +114,7 @@ class Outcome:
     gap: float
 
 
-Progress = Callable[[int, int], None]  # combinations done, of all
+Progress = Callable[[Counts], None]  # told what has been counted so far, block by block
 
 
 class _Held:
@@ -212,12 +212,9 @@ class _Search:
         self.late = _Held("excess", NEAREST)  # fit, but miss another limit
 
     def run(self, progress: Progress | None) -> Outcome:
-        whole = self.space.combinations * len(self.cases)
-        self.counts.combinations = whole
-        for number, case in enumerate(self.cases):
-            self._case(case)
-            if progress:
-                progress((number + 1) * self.space.combinations, whole)
+        self.counts.combinations = self.space.combinations * len(self.cases)
+        for case in self.cases:
+            self._case(case, progress)
         best = [self._candidate(*row) for row in self.exact.best()]
         pareto = [self._candidate(*row) for row in self.exact.front()]
         gap = 0.0
@@ -229,7 +226,7 @@ class _Search:
         fastest = [self._candidate(*row) for row in self.fastest_misses.best()]
         return Outcome(best, pareto, misses, fastest[0] if fastest else None, self.counts, gap)
 
-    def _case(self, case: Case) -> None:
+    def _case(self, case: Case, progress: Progress | None) -> None:
         pricing, limits = Pricing(case.base, self.space, case.global_batch), self.limits(case)
         self.counts.placed += placed(self.space, case.gpus)
         for block in blocks(self.space, case.base.model, case.gpus):
@@ -240,6 +237,8 @@ class _Search:
             prices = pricing.price(block)
             self._reject(prices.rejected)
             self._take(case, pricing, block, prices, limits)
+            if progress:
+                progress(self.counts)
 
     def _reject(self, rejected: Mapping[str, int]) -> None:
         for reason, plans in rejected.items():

@@ -12,7 +12,7 @@ from typing import Any
 from costmodel import units
 from placement.plan import PlanError
 from placement.schedules import ScheduleError
-from placement.search.exhaustive import Candidate, Case, Limits, Outcome, search
+from placement.search.exhaustive import Candidate, Case, Counts, Limits, Outcome, search
 from placement.step import analytic_step
 from scenarios.commands.output import SCHEMA_VERSION, tool_version
 from scenarios.errors import Place, ScenarioError
@@ -120,10 +120,15 @@ def document(
     return result
 
 
-def _progress(file: str, began: float) -> Callable[[int, int], None]:
-    def show(done: int, whole: int) -> None:
-        if time.perf_counter() - began > SLOW_S:
-            print(f"{file}: {done:,} of {whole:,} combinations", file=sys.stderr)
+def _progress(file: str, began: float) -> Callable[[Counts], None]:
+    """Once a second after the first two, how many plans have been priced."""
+    told = began + SLOW_S
+
+    def show(counts: Counts) -> None:
+        nonlocal told
+        if time.perf_counter() > told:
+            told = time.perf_counter() + 1.0
+            print(f"{file}: {counts.priced:,} plans of {counts.combinations:,} combinations priced", file=sys.stderr)
 
     return show
 
