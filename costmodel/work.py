@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from costmodel import parameters, product_keys
 from costmodel.activations import Kept, layer_tensors
 from costmodel.architecture import Layer, Model
@@ -36,6 +38,13 @@ class Weights:
     def trained(cls, held: Number, linear: Number = 0.0) -> Weights:
         """Weights that are all trained with Adam."""
         return cls(held, linear, held, held, held)
+
+    def thinned(self, gradients: Number = 1.0, moments: Number = 1.0) -> Weights:
+        """Gradients and moments of linear layers at a share of what they were; the others stay."""
+        others = np.maximum(self.trainable - self.linear, 0.0)
+        fewer_gradients = (1.0 - gradients) * np.maximum(self.gradients - others, 0.0)
+        fewer_moments = (1.0 - moments) * np.maximum(self.moments - others, 0.0)
+        return replace(self, gradients=self.gradients - fewer_gradients, moments=self.moments - fewer_moments)
 
     def frozen(self) -> Weights:
         return replace(self, trainable=0.0, gradients=0.0, moments=0.0)

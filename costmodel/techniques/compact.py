@@ -82,5 +82,4 @@ class CompAct(Technique):
             return weights
         whole: Number = sum((one.k * one.n * one.groups for one in operators), 0.0)
         left = sum((self.width(one) * one.n * one.groups for one in operators), 0.0) / whole
-        spared = (1.0 - left) * np.minimum(weights.linear, weights.gradients)
-        return replace(weights, gradients=weights.gradients - spared, moments=weights.moments - spared)
+        return weights.thinned(left, left)

@@ -19,7 +19,7 @@ import numpy as np
 
 from costmodel.operators import Number, Operator
 from costmodel.techniques.base import Technique, parameter
-from costmodel.work import Case, Weights, Work
+from costmodel.work import Case, Work
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,12 @@ class Frugal(Technique):
     law: ClassVar[str] = "8 rho bytes of moments a linear weight; 18 + 16 rho bytes moved a step"
 
     def layer(self, work: Work, case: Case) -> Work:
-        found = replace(work, dense=self.thinned(work.dense), sparse=self.thinned(work.sparse))
+        dense, sparse = (weights.thinned(moments=self.density) for weights in (work.dense, work.sparse))
+        found = replace(work, dense=dense, sparse=sparse)
         if self.variant != "svd":
             return found
         svd: Number = sum((svd_flops(one) for one in work.operators if one.category == "gemm"), 0.0)
         return replace(found, update_flops=found.update_flops + svd / self.update_gap)
-
-    def thinned(self, weights: Weights) -> Weights:
-        """Weights with moments on a share of those of linear layers."""
-        trained = np.minimum(weights.linear, weights.moments)  # nothing of frozen weights
-        return replace(weights, moments=weights.moments - (1.0 - self.density) * trained)
 
 
 def svd_flops(operator: Operator) -> Number:

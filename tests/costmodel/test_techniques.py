@@ -153,6 +153,16 @@ def test_linear_weights_are_all_but_norms_biases_and_router():
     assert work.dense.held - work.dense.linear == parameters.router_parameters(layer.feed_forward, h) + 2 * h
 
 
+def test_moments_of_projected_gradients_are_thinned_once_more():
+    """In either order: rho r/n of the linear layers' moments, r/n of their gradients."""
+    plain, both = work_of(decoder()), ((Frugal(0.25), CompAct(rank=0.5)), (CompAct(rank=0.5), Frugal(0.25)))
+    for changes in both:
+        dense = work_of(decoder(), changes).dense
+        others = plain.dense.held - plain.dense.linear
+        assert dense.moments == pytest.approx(others + 0.25 * 0.5 * plain.dense.linear)
+        assert dense.gradients == pytest.approx(others + 0.5 * plain.dense.linear)
+
+
 def test_singular_values_are_spread_over_the_gap():
     often, seldom = (work_of(decoder(), (Frugal(variant="svd", update_gap=gap),)).update_flops for gap in (10, 200))
     assert often == pytest.approx(20 * seldom)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 
+from costmodel.operators import Shard
 from costmodel.techniques.frugal import Frugal
-from costmodel.work import Weights
+from costmodel.work import Case, Weights, Work
 from placement.units import MOMENT_BYTES
-from scenarios.papers import settings
+from scenarios.papers import one_gpu, settings
 from scenarios.papers.answers import Answer, NotCheckable, NotMapped, Span
 from scenarios.papers.claims import Claim
 
@@ -27,6 +28,8 @@ def answer(claim: Claim) -> Answer:
         raise NotCheckable("the number of parameters")
     whole = 1.0 if "param" in claim.unit else (settings.parameters(claim.setting) or 1.0) / 1e9
     rho = float(found[1])
-    left = float(Frugal(density=rho).thinned(Weights.trained(1.0, linear=1.0)).moments)
+    model = one_gpu.llama(512, 1376, 8, 8)
+    linear = Work((), Weights.trained(1.0, linear=1.0))  # one weight of a linear layer
+    left = float(Frugal(density=rho).layer(linear, Case(model, model.layers[0], Shard(1, 1))).dense.moments)
     return Answer(Span.of(MOMENT_BYTES * left * whole), Span.of(MOMENT_BYTES * whole), Span.of(left),
                   closed_form=True, how=f"two fp32 moments on {rho:g} of the parameters")
