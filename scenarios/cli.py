@@ -78,7 +78,6 @@ class Listed(StrEnum):
     techniques = "techniques"
     context_groups = "context-groups"
     shares = "shares"
-    shares = "shares"
     stacks = "stacks"
     scenarios = "scenarios"
 
@@ -138,6 +137,8 @@ def search(
     objective: Annotated[PlanObjective, typer.Option(help="What to make small.")] = PlanObjective.time,
     top: Annotated[int, typer.Option(help="How many plans to show.", min=1, max=1000)] = 10,
     play: Annotated[int, typer.Option(help="How many of them to play as events.", min=0, max=1000)] = 5,
+    orders: Annotated[int, typer.Option(help="How many orders may be made for schedules without a closed form.",
+                                        min=0, max=100_000)] = 20,
     max_memory: Annotated[str, typer.Option(help="Most memory of a GPU that a plan may need: 70 GB.",
                                             metavar="SIZE")] = "",
     max_gpus: Annotated[int | None, typer.Option(help="Try clusters of up to so many GPUs.", min=1,
@@ -156,7 +157,7 @@ def search(
 
     with reported():
         code = command.search(scenario, settings, vary, solver=solver.value, objective=objective.value, top=top,
-                              play=play, max_memory=max_memory, max_gpus=max_gpus, deadline=deadline,
+                              play=play, orders=orders, max_memory=max_memory, max_gpus=max_gpus, deadline=deadline,
                               budget_usd=budget_usd, html=html, as_json=json)
     raise typer.Exit(code)
 

@@ -187,7 +187,7 @@ def search(
     limits: Callable[[Case], Limits],
     objective: str = "time",
     top: int = 10,
-    most_played: int = 200,
+    most_played: int = 20,
     progress: Progress | None = None,
 ) -> Outcome:
     """The best `top` plans of all cases, with ties in the order of the space.
@@ -219,7 +219,7 @@ class _Search:
         pareto = [self._candidate(*row) for row in self.exact.front()]
         gap = 0.0
         if self.counts.bounded:
-            best, gap = self._with_played(best)
+            best, gap = self._with_played(best, progress)
             scores = [[one.scores[name] for name in self.exact.names or self.bounded.names] for one in (*pareto, *best)]
             pareto = [(*pareto, *best)[index] for index in front(scores)] if scores else []
         misses = [self._candidate(*row) for row in self.late.best() or self.misses.best()]
@@ -276,7 +276,7 @@ class _Search:
         shown = {key: values[key] for key in self.space.axes}
         return Candidate(case, pricing.plan_setting(values), {**case.values, **shown}, scores, exact)
 
-    def _with_played(self, best: list[Candidate]) -> tuple[list[Candidate], float]:
+    def _with_played(self, best: list[Candidate], progress: Progress | None) -> tuple[list[Candidate], float]:
         """The best with those plans whose order had to be played, and the gap that is left."""
 
         def bar() -> float:
@@ -291,6 +291,8 @@ class _Search:
                 gap = max(1.0 - bound / best[0].scores[self.objective], 0.0) if best else 1.0
                 break
             self.counts.played += 1
+            if progress:
+                progress(self.counts)
             played = _played(self._candidate(*row))
             if played is not None and self.limits(played.case).allows(played.scores):
                 self.counts.feasible += 1

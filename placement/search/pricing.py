@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
 from typing import Any
 
@@ -37,8 +37,8 @@ _BESIDE_LAYERS = ("plan.pipeline", "plan.virtual", "plan.schedule", "plan.stage_
 
 @dataclass(frozen=True)
 class Prices:
-    """Of every plan of a block, in its shape. Where not `exact`, the schedule has no law: time without waiting and
-    memory without activations, which no order of its passes goes below."""
+    """Of every plan of a block, in its shape. Where not `exact`, the schedule has no law: time with no waiting but for
+    the first micro-batch, and memory without activations, which no order of its passes goes below."""
 
     step_time_s: Floats
     needed_bytes: Floats
@@ -97,6 +97,8 @@ class Pricing:
                 in_flight = np.max(schedule.peak_in_flight(stages, numbers, count, virtual), axis=0)
                 held_bytes = in_flight_bytes(rank.units, in_flight, stages, virtual, count)
             peak_bytes = np.maximum(peak_bytes, rank.empty_bytes + held_bytes)
+        if not exact:
+            longest_s = longest_s + _least_wait_s(setting, ranks, count)
         step_time_s = longest_s + norm_reduction_s(setting)
         if exact:
             times = [(rank.time, len(rank.numbers)) for rank in ranks]
@@ -322,6 +324,23 @@ def _changed(alternatives: Sequence[Parts], change: Callable[[Sequence[Unit]], U
 
     layers = tuple(made(units) for units in zip(*(one.layers for one in alternatives), strict=True))
     return Parts(layers, made([one.embedding for one in alternatives]), made([one.head for one in alternatives]))
+
+
+def _least_wait_s(setting: Setting, ranks: Sequence[_RankClass], count: Number) -> Number:
+    """What any order of the passes waits beyond the passes of the busiest rank: a rank starts when all ranks before it
+    have passed the first micro-batch. 0 where an order has other passes than these, or may start elsewhere."""
+    plan, schedule = setting.plan, schedules.get(setting.plan.schedule)
+    others = schedule.takes_segments or schedule.barriers or plan.recompute_chunks or plan.offload_chunks
+    if schedule.routes > 1 or others or not plan.optimizer_barrier:
+        return 0.0
+    class_of = {number: rank for rank in ranks for number in rank.numbers}
+    busy_s, ends_s, ramp_s = [], [], 0.0
+    for number in range(len(class_of)):
+        prices = [unit.price for unit in class_of[number].units]
+        busy_s.append(count * sum(total(price.forward) + total(price.backward) for price in prices))
+        ends_s.append(busy_s[-1] + ramp_s)
+        ramp_s = ramp_s + total(prices[0].forward)
+    return reduce(np.maximum, ends_s) - reduce(np.maximum, busy_s)
 
 
 def _rank_classes(

@@ -18,7 +18,8 @@ from scenarios.sweep.values import axis
 
 def search(
     scenario: str, settings: Sequence[str], vary: Sequence[str], *, solver: str, objective: str, top: int,
-    play: int, max_memory: str, max_gpus: int | None, deadline: str, budget_usd: float | None, html: str, as_json: bool,
+    play: int, orders: int, max_memory: str, max_gpus: int | None, deadline: str, budget_usd: float | None, html: str,
+    as_json: bool,
 ) -> int:
     """Searches and shows; the exit code: 1 where no plan fits. Raises ScenarioError."""
     if html:
@@ -30,7 +31,7 @@ def search(
         raise ScenarioError.at(place, "workload.lengths: plans are searched for sequences of equal length; leave it "
                                "out (`whatif sweep` varies plans for unequal ones)")
     given = [_axis(text) for text in vary]
-    wanted = Wanted(objective, top, play, _quantity("--max-memory", max_memory, "bytes"), max_gpus,
+    wanted = Wanted(objective, top, play, orders, _quantity("--max-memory", max_memory, "bytes"), max_gpus,
                     _quantity("--deadline", deadline, "s"), budget_usd)
     result = document(loaded, asked(loaded, given, gpu_counts(loaded, max_gpus) if max_gpus else ()), wanted, solver,
                       _given(settings))

@@ -34,6 +34,7 @@ class Wanted:
     objective: str = "time"
     top: int = 10
     play: int = 5  # the first so many are replayed as events
+    orders: int = 20  # made and played at most for schedules that have no closed form
     max_memory_bytes: float | None = None
     max_gpus: int | None = None
     deadline_s: float | None = None
@@ -73,13 +74,13 @@ def document(
 
     Raises ScenarioError.
     """
-    began = time.perf_counter()
+    progress = _Progress(loaded.file)
+    began = progress.began
     try:
         found = search(asked.cases, asked.space, limits_of(wanted, asked), wanted.objective, wanted.top,
-                       progress=_progress(loaded.file, began))
+                       wanted.orders, progress)
     except ValueError as error:
         raise ScenarioError.at(Place(f"--objective {wanted.objective}"), str(error)) from None
-    pricing_s = time.perf_counter() - began
     rows = _Rows(asked)
     best = [rows.of(one) for one in found.best]
     for number, row in enumerate(best):
@@ -115,22 +116,28 @@ def document(
     }
     result["answer"] = answer(result)
     wall_s = time.perf_counter() - began
-    result["run"] = {"wall_s": wall_s, "pricing_s": pricing_s, "plans_per_s": counts.priced / pricing_s,
+    result["run"] = {"wall_s": wall_s, "pricing_s": progress.pricing_s,
+                     "plans_per_s": counts.priced / progress.pricing_s if counts.priced else 0.0,
                      "date": datetime.now(UTC).isoformat(timespec="seconds")}
     return result
 
 
-def _progress(file: str, began: float) -> Callable[[Counts], None]:
-    """Once a second after the first two, how many plans have been priced."""
-    told = began + SLOW_S
+class _Progress:
+    """Says once a second, after the first two, how many plans have been priced; knows how long that took."""
 
-    def show(counts: Counts) -> None:
-        nonlocal told
-        if time.perf_counter() > told:
-            told = time.perf_counter() + 1.0
-            print(f"{file}: {counts.priced:,} plans of {counts.combinations:,} combinations priced", file=sys.stderr)
+    def __init__(self, file: str) -> None:
+        self.file, self.began = file, time.perf_counter()
+        self.told, self.pricing_s = self.began + SLOW_S, 0.0
 
-    return show
+    def __call__(self, counts: Counts) -> None:
+        now = time.perf_counter()
+        if not counts.played:
+            self.pricing_s = now - self.began
+        if now > self.told:
+            self.told = now + 1.0
+            played = f", {counts.played:,} orders made" if counts.played else ""
+            print(f"{self.file}: {counts.priced:,} plans of {counts.combinations:,} combinations priced{played}",
+                  file=sys.stderr)
 
 
 class _Rows:
