@@ -21,7 +21,7 @@ from placement.semantics import (
     gathered_after_update,
     parameter_fetches,
 )
-from placement.states import Axis, Placement, Reduction, Span, Spread, State
+from placement.states import Axis, Placement, Reduction, Span, State
 
 _HOST = (Collective.HOST_READ, Collective.HOST_WRITE)
 _REDUCTIONS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL)  # of gradients
@@ -102,7 +102,7 @@ def _reduction(placement: Placement, axis: Axis) -> Collective:
 def state_consistency(placement: Placement, sent: Sequence[Communication]) -> Iterator[Finding]:
     """Every holder of a weight element starts the step with the same value and optimizer state."""
     gathers = [one for one in sent if one.collective in _GATHERS]
-    spread = Collective.BROADCAST if placement.spread is Spread.BROADCASTS else Collective.ALL_GATHER
+    spread = Collective.BROADCAST if placement.spread.by_owners else Collective.ALL_GATHER
 
     def missing(state: State, axis: Axis, message: str, collective: Collective | None) -> Finding:
         return Finding("state consistency", state, axis, collective, message)

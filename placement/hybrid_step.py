@@ -32,10 +32,11 @@ class Once:
     reduce_s: float  # with the global gradient norm
     contention_s: float  # of what is hidden behind the first and the last pass
     optimizer_s: float
+    spread_s: float  # behind the update
 
     @property
     def seconds(self) -> Seconds:
-        return {"data_communication": self.gather_s + self.reduce_s, "contention": self.contention_s,
+        return {"data_communication": self.gather_s + self.reduce_s + self.spread_s, "contention": self.contention_s,
                 "optimizer": self.optimizer_s}
 
 
@@ -64,7 +65,7 @@ def _once(setting: Setting, chunk: ChunkTraffic, forward_s: float, backward_s: f
     hidden_s = gathers + reductions - bare_gather_s - bare_reduce_s
     norm_s = float(norm_reduction_s(setting))
     return Once(bare_gather_s, bare_reduce_s + norm_s, setting.constants.overlap_cost * hidden_s,
-                float(optimizer_s(setting, [chunk.whole])))
+                float(optimizer_s(setting, [chunk.whole])), float(chunk.spread_s))
 
 
 def turns_s(setting: Setting, of: Cut) -> float:

@@ -300,7 +300,7 @@ class _Deal:
         for position in reversed(range(len(groups))):
             inner = ranks((axis for group in groups[:position] for axis in group), self.degrees)
             size, members = whole_bytes / inner, ranks(groups[position], self.degrees)
-            if spread is Spread.BROADCASTS:
+            if spread.by_owners:
                 yield self.make(Collective.BROADCAST, state, groups[position], phase, per, size / members, members)
                 continue
             both_bytes = 0.0 if unpacked_bytes is None else size + unpacked_bytes / inner

@@ -17,7 +17,7 @@ from costmodel.operators import Number
 from placement import semantics
 from placement.passes import Setting
 from placement.semantics import Collective, Communication, Phase
-from placement.states import Axis, Span, State
+from placement.states import Axis, Placement, Span, Spread, State
 from placement.units import Unit, chunk_units, merged
 
 
@@ -30,6 +30,7 @@ class UnitTraffic:
     step_gather_s: Number = 0.0  # before the first forward pass of a step
     backward_reduce_s: Number = 0.0  # behind every backward pass
     step_reduce_s: Number = 0.0  # behind the last backward pass of a step
+    step_spread_s: Number = 0.0  # behind the update, with nothing beside it
     gathered_bytes: Number = 0.0  # copy that lives during one pass
     gradient_bytes: Number = 0.0  # whole gradient until it is scattered
 
@@ -88,6 +89,12 @@ def _sum(parts: Iterable[Number]) -> Number:
     return sum(parts, 0.0)
 
 
+def _runs_alone(placement: Placement, one: Communication) -> bool:
+    """Whether the update waits for a collective before anything else runs: the owners' broadcasts, as InternEvo's
+    HybridZeroOptimizer waits for all of them at the end of `step` unless overlap_sync_param is set."""
+    return placement.spread is Spread.BROADCASTS and one.collective is Collective.BROADCAST
+
+
 def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
     """Collectives of the dense and the expert weights of one unit."""
     plan, placement = setting.plan, setting.placement
@@ -114,8 +121,11 @@ def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
         if np.any(trainable):
             gradient = gradient + transient[State.GRADIENTS] * reduced / held
 
+    alone = [pair for pair in found if _runs_alone(placement, pair[0])]
+    beside = [pair for pair in found if not _runs_alone(placement, pair[0])]
+
     def pick(state: State, phases: tuple[Phase, ...], per: Span) -> Number:
-        return _sum(s for one, s in found if one.state is state and one.phase in phases and one.per is per)
+        return _sum(s for one, s in beside if one.state is state and one.phase in phases and one.per is per)
 
     every = tuple(Phase)
     rebuilt = (Phase.RECOMPUTE, Phase.BACKWARD)
@@ -125,6 +135,7 @@ def unit_traffic(setting: Setting, unit: Unit) -> UnitTraffic:
         step_gather_s=pick(State.PARAMETERS, every, Span.STEP),
         backward_reduce_s=pick(State.GRADIENTS, every, Span.MICRO_BATCH),
         step_reduce_s=pick(State.GRADIENTS, every, Span.STEP),
+        step_spread_s=_sum(s for _, s in alone),
         gathered_bytes=gathered,
         gradient_bytes=gradient,
     )
@@ -187,8 +198,13 @@ class ChunkTraffic:
 
     @cached_property
     def step_s(self) -> Number:
-        """Seconds of the collectives that this chunk needs once a step."""
+        """Seconds of the collectives that this chunk needs once a step beside its passes."""
         return sum(flows.step_gather_s + flows.step_reduce_s for flows in self.traffic)
+
+    @cached_property
+    def spread_s(self) -> Number:
+        """Seconds of the collectives that this chunk needs behind the update, with nothing beside them."""
+        return sum(flows.step_spread_s for flows in self.traffic)
 
 
 def chunks_with_traffic(setting: Setting) -> tuple[ChunkTraffic, ...]:

@@ -96,7 +96,12 @@ class Spread(StrEnum):
     """By which collectives updated parameters reach the ranks that hold them."""
 
     GATHER = "all-gather"
-    BROADCASTS = "broadcasts"  # the owners send their parts to the group one after another
+    BROADCASTS = "broadcasts"  # the owners send their parts to the group one after another, before anything else runs
+    BROADCASTS_BESIDE = "overlapped-broadcasts"  # as before, but beside the next step's first forward pass
+
+    @property
+    def by_owners(self) -> bool:
+        return self is not Spread.GATHER
 
 
 @dataclass(frozen=True)

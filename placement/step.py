@@ -123,17 +123,18 @@ def _unit_seconds(rank: Rank, unit: Unit, flows: UnitTraffic, direction: str) ->
 
 def _once_s(rank: Rank, forward_s: Number, backward_s: Number) -> Seconds:
     """State traffic once a step: the first layer's gather and the last one's reduction show, and what one pass
-    of the stage cannot hide; the rest hides at a cost."""
+    of the stage cannot hide; the rest hides at a cost. What spreads behind the update shows whole."""
     counted = _counted(rank.chunks)
     gathers = sum(flow.step_gather_s * times for (_, flow), times in counted)
     reductions = sum(flow.step_reduce_s * times for (_, flow), times in counted)
+    spread = sum(flow.step_spread_s * times for (_, flow), times in counted)
     if not rank.hides_data:
-        return {"data_communication": gathers + reductions}
+        return {"data_communication": gathers + reductions + spread}
     flow = rank.chunks[0].traffic[0]
     first, last = flow.step_gather_s, flow.step_reduce_s
     exposed = first + np.maximum(gathers - first - forward_s, 0.0)
     exposed = exposed + last + np.maximum(reductions - last - backward_s, 0.0)
-    return {"data_communication": exposed, "contention": rank.overlap_cost * (gathers + reductions)}
+    return {"data_communication": exposed + spread, "contention": rank.overlap_cost * (gathers + reductions)}
 
 
 def bubble_s(

@@ -205,7 +205,7 @@ class _Lowering:
                         self.build.add_dependency(task, before, float(self.hops[number]))
 
     def update(self) -> None:
-        """The reduction behind the last pass of all, then the optimizer."""
+        """The reduction behind the last pass of all, then the optimizer and what spreads its result."""
         build = self.build
         meeting = build.stream(0, "all ranks")
         communication, optimizer = build.profile({"data_communication": 1.0}), build.profile({"optimizer": 1.0})
@@ -217,6 +217,8 @@ class _Lowering:
                 build.task(stream, "reduce", communication, between.reduce_s, [met])
                 build.task(stream, "beside", hidden, between.contention_s)
                 build.task(stream, "optimizer", optimizer, between.optimizer_s)
+                if between.spread_s:
+                    build.task(stream, "spread parameters", communication, between.spread_s)
 
     def memory(self, ended: Mapping[tuple[str, int, int], Mapping[int, int]]) -> None:
         """Of the fullest rank of each stage."""

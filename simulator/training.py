@@ -357,7 +357,8 @@ class _Lowering:
 
     def update(self) -> None:
         """Optimizer step behind the global gradient norm, which waits for every stage's gradients; without that
-        barrier each rank goes on when its own gradients are there (arXiv 2401.10241, section 4: post-validation)."""
+        barrier each rank goes on when its own gradients are there (arXiv 2401.10241, section 4: post-validation).
+        Broadcasts of the updated parameters that nothing runs beside follow on the same stream."""
         norm = self.build.profile({"data_communication": 1.0})
         self.reduce_copies()
         barrier = []
@@ -369,7 +370,11 @@ class _Lowering:
         for stage in range(self.stages):
             duration_s = float(optimizer_s(self.setting, self.units_of(stage)))
             after = barrier or self.reductions[stage]
-            self.build.task(self.streams[stage]["compute"], "optimizer", optimizer, duration_s, after=after)
+            stream = self.streams[stage]["compute"]
+            self.build.task(stream, "optimizer", optimizer, duration_s, after=after)
+            spread_s = sum(float(self.chunks[number].spread_s) for number in stages_of_rank(self.setting, stage))
+            if spread_s:
+                self.build.task(stream, "spread parameters", self.data, spread_s)
 
     def reduce_copies(self) -> None:
         """Gradients of the two copies of each stage, where micro-batches go both ways, are added up."""

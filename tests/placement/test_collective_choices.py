@@ -17,7 +17,10 @@ from placement.passes import Setting
 from placement.plan import Plan
 from placement.semantics import Collective, Phase, communications, resident_bytes, transient_bytes
 from placement.state_traffic import chunks_with_traffic, optimizer_s
-from placement.states import Axis, Mode, Placement, PlacementError, Span, State
+from placement.states import Axis, Mode, Placement, PlacementError, Reduction, Span, Spread, State
+from placement.step import analytic_step
+from simulator.engine import static
+from simulator.training import lower
 
 PSI, MEMBERS, NODES = 1e9, 8, 16
 DEGREES = {Axis.SHARD: MEMBERS, Axis.REPLICATE: NODES, Axis.DATA: MEMBERS * NODES}
@@ -99,14 +102,41 @@ def test_owners_broadcast_their_parts_one_after_another(ranks: int) -> None:
     part = 2 * count(MODEL) / ranks
     group = network.group(one.cluster, ranks, 1)
     expected_s = ranks * collectives.broadcast_s(part, group, paths, "nccl") * one.constants.communication
-    assert sum(flow.step_gather_s for flow in chunks_with_traffic(one)[0].traffic) == pytest.approx(expected_s)
+    alone, beside = (chunks_with_traffic(one)[0], chunks_with_traffic(overlapped(one))[0])
+    assert alone.spread_s == pytest.approx(expected_s)
+    assert beside.step_s - alone.step_s == pytest.approx(expected_s)
+    assert beside.spread_s == 0
+    assert all(np.all(flow.step_gather_s == 0) for flow in alone.traffic)
+
+
+def overlapped(one: Setting) -> Setting:
+    """The same with overlap_sync_param."""
+    placement = replace(strategies.get("internevo", "mixed"), spread=Spread.BROADCASTS_BESIDE)
+    return replace(one, plan=replace(one.plan, sharding=placement))
+
+
+def test_broadcasts_that_nothing_runs_beside_follow_the_update() -> None:
+    """InternEvo's `step` waits for all of them: the step takes as long as one without broadcasts, and then their
+    time; beside the forward pass they take no longer than that, and no less than none."""
+    one = setting("internevo", group=8)
+    spread_s = float(chunks_with_traffic(one)[0].spread_s)
+    free = replace(strategies.get("internevo", "mixed"), modes={}, reduction=Reduction.ALL_REDUCE)  # nothing to spread
+    without = replace(one, plan=replace(one.plan, sharding=free))
+    update_s = [float(optimizer_s(of, [chunks_with_traffic(of)[0].whole])) for of in (one, without)]
+    least_s = analytic_step(without, 64).step_time_s - update_s[1] + update_s[0]
+    times_s = [analytic_step(of, 64).step_time_s for of in (one, overlapped(one))]
+    assert times_s[0] == pytest.approx(least_s + spread_s)
+    assert least_s < times_s[1] < times_s[0]
+    program = lower(one, 64).program
+    assert static.play(program).makespan_s == pytest.approx(times_s[0], rel=0.01)
+    assert [program.label[task] for task in program.tasks_of(0)][-2:] == ["optimizer", "spread parameters"]
 
 
 def test_broadcasts_cost_more_with_every_owner_and_a_gather_hardly() -> None:
     """The volume is the same; the latency of N chains of N hops is not."""
     def spread_s(name: str, ranks: int) -> float:
         flows = chunks_with_traffic(setting(name, gpus=ranks, group=ranks))[0].traffic
-        return float(sum(flow.step_gather_s + 0 * flow.step_reduce_s for flow in flows))
+        return float(sum(flow.step_gather_s + flow.step_spread_s for flow in flows))
     grown = {name: spread_s(name, 512) - spread_s(name, 64) for name in ("internevo", "zero-1-hybrid")}
     assert grown["internevo"] > 3 * max(grown["zero-1-hybrid"], 0.0)
     assert grown["internevo"] > 0.1
@@ -167,7 +197,8 @@ def test_arrays_of_groups_cost_what_each_costs() -> None:
         def flows(group: object, name: str = name) -> np.ndarray:
             one = setting(name)
             traffic = chunks_with_traffic(replace(one, plan=replace(one.plan, shard_group=group)))[0].traffic
-            parts = ("forward_gather_s", "backward_gather_s", "step_gather_s", "backward_reduce_s", "step_reduce_s")
+            parts = ("forward_gather_s", "backward_gather_s", "step_gather_s", "backward_reduce_s", "step_reduce_s",
+                     "step_spread_s")
             sums = [sum(getattr(flow, part) for flow in traffic) for part in parts]
             return np.array([np.broadcast_to(one, np.shape(group)) for one in sums])
         each = np.stack([flows(int(group)) for group in groups], axis=-1)

@@ -35,7 +35,8 @@ WIDE: dict[str, tuple[Any, ...]] = {
     "plan.sequence_parallel": (False, True),
     "plan.context_method": ("all-gather", "ring", "ulysses"),
     "plan.recompute": ("none", "selective", "full"),
-    "plan.sharding": ("ddp", "zero-1", "zero-3", "fsdp-no-reshard", "mics", "zero-offload"),
+    "plan.sharding": ("ddp", "zero-1", "zero-3", "fsdp-no-reshard", "mics", "zero-offload",
+                      "internevo", "internevo-isp"),
     "plan.shard_group": (None, 2),
     "stack.overlap": ((), ("data",), ("data", "pipeline"), ("pipeline", "tensor", "context")),
 }

@@ -13,6 +13,8 @@ from tests.training_cases import setting
 CASES = [
     {"data": 8, "sharding": "zero-1"},
     {"data": 8, "sharding": "fsdp"},
+    {"data": 8, "sharding": "internevo"},
+    {"data": 4, "pipeline": 2, "sharding": "internevo-isp", "shard_group": 2},
     {"data": 1, "tensor": 8, "sequence_parallel": True},
     {"data": 2, "pipeline": 4},
     {"data": 2, "pipeline": 4, "schedule": "gpipe", "recompute": "full"},

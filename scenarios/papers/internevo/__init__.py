@@ -2,7 +2,8 @@
 
 Mechanism: each state is sharded over its own, possibly smaller, group; the optimizer inside a node (`zero1=8`), so
 that fewer ranks take part in its collectives. Gradients are all-reduced over all ranks beside the last backward pass;
-every owner of a part of the optimizer then broadcasts its parameters, one after another (HybridZeroOptimizer).
+every owner of a part of the optimizer then broadcasts its parameters, one after another, with nothing beside it
+(HybridZeroOptimizer of July 2023, when the speed tables were published: broadcast_params(overlap=False)).
 Answered: tokens per GPU and second of hybrid ZeRO-1 (strategy internevo, plan.shard_group) against ZeRO-1 over
 all ranks, TFLOPS per GPU, and device memory of pipeline, tensor and FSDP plans, each by the closed-form step of the
 simulator on the cluster that the row states. `zero1` is read from setting and baseline (-1: all ranks); the system's
@@ -38,7 +39,8 @@ MICRO_BATCHES = 4
 NETWORK = 4 * 12.5e9  # bytes/s of a node: 4 x 100 Gb/s RoCE, the source's cluster
 KERNELS = "the kernel efficiency of InternEvo's release"
 SLOW_AT_SCALE = ("the rest of a term that grows with the ranks of ZeRO-1's exchange (about 3 ms an owner in the "
-                 "source's curve; N broadcasts over N ranks, priced as NCCL's chains, give a part of it)")
+                 "source's curve; N broadcasts over N ranks, priced as NCCL's chains, give a part of it), and why the "
+                 "exchange over 16 and 32 ranks costs the source less than its network needs to carry the parameters")
 STACK_MEMORY = ("what InternEvo holds beside 16 to 18 bytes a parameter: its FSDP rows fall with the number of GPUs as "
                 "if there were 27 to 30 (buckets, copies, reserved memory)")
 
