@@ -437,7 +437,9 @@ def _activation_traffic(deal: _Deal, sizes: Activations) -> Iterator[Communicati
             routed = token_bytes * sizes.hidden * sizes.experts_per_token
             calls = [(Collective.ALL_TO_ALL, phase, routed, 2 * sizes.moe_layers) for phase in both]
         elif dim is Dim.SEQUENCE:
-            key_value = token_bytes * sizes.key_value_width / tensor_ranks
+            # inside the block the sequence is whole along axes that split weights; each has its heads of all tokens
+            parts = ranks([a for a in others if a not in placement.split_axes()], deal.degrees)
+            key_value = sizes.tokens * sizes.bytes_per_element * sizes.key_value_width / parts / tensor_ranks
             calls = [(Collective.ALL_GATHER, phase, key_value, sizes.layers) for phase in forward]
             calls += [(Collective.REDUCE_SCATTER, Phase.BACKWARD, key_value, sizes.layers)]
         else:

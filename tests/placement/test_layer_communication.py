@@ -50,13 +50,18 @@ def implied(counted: Counting, partition: dict[Axis, Dim], weights: tuple[Axis, 
     return sent
 
 
+@pytest.mark.parametrize("split", [Dim.HIDDEN, Dim.SEQUENCE])
 @pytest.mark.parametrize("context", [2, 4, 8])
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_context_parallel_sends_what_the_placement_implies(context: int, tensor: int) -> None:
-    """Gathered once forward and, since the gathered copy is not kept, once more backward; gradients scattered."""
-    counted = counting("llama-3.1-8b", context=context, tensor=tensor, data=64 // context // tensor)
+def test_context_parallel_sends_what_the_placement_implies(context: int, tensor: int, split: Dim) -> None:
+    """Gathered once forward and, since the gathered copy is not kept, once more backward; gradients scattered. Inside
+    attention a tensor rank has its heads of all tokens, also under sequence parallelism."""
+    counted = counting("llama-3.1-8b", context=context, tensor=tensor, sequence_parallel=split is Dim.SEQUENCE,
+                       data=64 // context // tensor)
     forward, backward = context_communication(counted, counted.model.layers[0])
-    partition = {Axis.TENSOR: Dim.HIDDEN, Axis.CONTEXT: Dim.SEQUENCE}
+    heads = counted.model.layers[0].attention.kv_heads // tensor
+    assert forward == pytest.approx((1 - 1 / context) * TOKENS * 2 * heads * 128 * 2)  # 16.78 MB gathered at tensor 2
+    partition = {Axis.TENSOR: split, Axis.CONTEXT: Dim.SEQUENCE}
     sent = implied(counted, partition, (Axis.TENSOR,), again=True)
     assert forward == pytest.approx(sent[Axis.CONTEXT, Phase.FORWARD])
     assert backward == pytest.approx(sent[Axis.CONTEXT, Phase.RECOMPUTE] + sent[Axis.CONTEXT, Phase.BACKWARD])
