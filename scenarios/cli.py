@@ -138,7 +138,7 @@ def search(
     top: Annotated[int, typer.Option(help="How many plans to show.", min=1, max=1000)] = 10,
     play: Annotated[int, typer.Option(help="How many of them to play as events.", min=0, max=1000)] = 5,
     orders: Annotated[int, typer.Option(help="How many orders may be made for schedules without a closed form.",
-                                        min=0, max=100_000)] = 20,
+                                        min=0, max=10_000)] = 20,
     max_memory: Annotated[str, typer.Option(help="Most memory of a GPU that a plan may need: 70 GB.",
                                             metavar="SIZE")] = "",
     max_gpus: Annotated[int | None, typer.Option(help="Try clusters of up to so many GPUs.", min=1,
@@ -207,7 +207,7 @@ def sweep(
 
 @app.command("list")
 def list_names(what: Annotated[Listed, typer.Argument(help="What to list.")], json: Json = False) -> None:
-    """List what is known: models, accelerators, nodes, schedules, strategies, stacks, library scenarios."""
+    """List what is known: models, accelerators, nodes, schedules, strategies, techniques, stacks, scenarios, ..."""
     from scenarios.commands import listing
     from scenarios.commands.output import reported
 

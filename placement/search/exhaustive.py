@@ -68,9 +68,14 @@ class Limits:
     memory_bytes: float
     most: Mapping[str, float] = field(default_factory=dict)
 
+    def ratios(self, scores: Mapping[str, Number]) -> dict[str, Number]:
+        """Each score over its limit, memory aside; infinite where nothing is allowed."""
+        return {name: scores[name] / most if most else np.full_like(scores[name], np.inf)
+                for name, most in self.most.items()}
+
     def excess(self, scores: Mapping[str, Number]) -> Number:
-        """The largest ratio of a score to its limit, memory aside; at most 1 where every limit is kept."""
-        ratios = [scores[name] / most if most else np.inf for name, most in self.most.items()]
+        """The largest of the ratios; at most 1 where every limit is kept."""
+        ratios = list(self.ratios(scores).values())
         return np.maximum.reduce(ratios) if ratios else np.zeros_like(scores["memory"])
 
     def allows(self, scores: Mapping[str, Number]) -> Number:
@@ -79,13 +84,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One plan with what it costs; `exact` where that is the closed form and not a bound."""
+    """One plan with what it costs, or at least costs."""
 
     case: Case
     setting: Setting
     values: Values  # of the axes
     scores: Mapping[str, float]
-    exact: bool = True
 
 
 @dataclass
@@ -268,13 +272,13 @@ class _Search:
         if limits.most:
             self.late.add_best(number, np.flatnonzero(fitting & ~allowed), {**scores, "excess": excess})
 
-    def _candidate(self, number: int, flat: int, scores: Mapping[str, float], exact: bool = True) -> Candidate:
+    def _candidate(self, number: int, flat: int, scores: Mapping[str, float]) -> Candidate:
         case, pricing, block = self.blocks[number]
         index = np.unravel_index(flat, block.shape)
         keys = (*self.space.base, *self.space.axes)
         values = block.values_at([int(place) for place in index], keys)
         shown = {key: values[key] for key in self.space.axes}
-        return Candidate(case, pricing.plan_setting(values), {**case.values, **shown}, scores, exact)
+        return Candidate(case, pricing.plan_setting(values), {**case.values, **shown}, scores)
 
     def _with_played(self, best: list[Candidate], progress: Progress | None) -> tuple[list[Candidate], float]:
         """The best with those plans whose order had to be played, and the gap that is left."""

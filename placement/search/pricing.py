@@ -280,14 +280,15 @@ class Pricing:
     def _rules_of(self, block: Block, plan: Plan) -> list[tuple[str, Number]]:
         """The rules that some plan of the block breaks. They look at degrees, sizes and what the schedule takes."""
         takes_group = schedules.get(plan.schedule).takes_group
-        key = (block.mesh, int(plan.pipeline), takes_group, block.sequence_parallel, plan.context_method, plan.segments)
+        key = (block.mesh, block.micro_batch, block.sequence_parallel, int(plan.pipeline), takes_group,
+               plan.context_method, plan.segments)
         if key not in self._rules:
             rules = divisibility.rules(self.base.model, plan, int(self.base.sequence), self.global_batch)
             self._rules[key] = [(rule, holds) for rule, holds in rules if not np.all(holds)]
         return self._rules[key]
 
     def _groups_divide(self, block: Block, setting: Setting) -> Number:
-        key = (block.mesh, int(setting.plan.pipeline))
+        key = (block.mesh, int(setting.plan.pipeline), tuple(map(_key, block.states)))
         if key not in self._group_rules:
             groups = [divisibility.shard_group_divides(_placed(setting, states).plan) for states in block.states]
             self._group_rules[key] = stacked(groups, 4)

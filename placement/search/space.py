@@ -115,12 +115,12 @@ def blocks(space: Space, model: Model, gpus: int) -> Iterator[Block]:
         if gpus % stages or not _is_first(space, layout):
             continue
         schedules = space.values("plan.schedule")[: None if stages > 1 else 1]
-        for (tensor, context, expert), mesh in _patterns(space, gpus // stages, sparse).items():
-            idle = {name for name, matters in (("tensor", tensor), ("context", context), ("expert", expert),
-                                               ("pipeline", stages > 1)) if not matters}
-            parallel = space.values("plan.sequence_parallel")[: None if tensor else 1]
+        for pattern, mesh in _patterns(space, gpus // stages, sparse).items():
+            idle = {name for name, matters in zip(_PATTERN, pattern, strict=True) if not matters}
+            idle |= set() if stages > 1 else {"pipeline"}
+            parallel = space.values("plan.sequence_parallel")[: 1 if "tensor" in idle else None]
             sizes = (tuple(mesh), tuple(space.values("plan.micro_batch")), tuple(parallel))
-            for (overlap, work), schedule in product(works(context, frozenset(idle)).items(), schedules):
+            for (overlap, work), schedule in product(works(frozenset(idle)).items(), schedules):
                 yield Block({**layout, "plan.schedule": schedule}, *sizes, work, states, overlap)
 
 
@@ -146,12 +146,15 @@ def _is_first(space: Space, layout: Values) -> bool:
     return bool(layout["plan.stage_layers"] == space.values("plan.stage_layers")[0])
 
 
+_PATTERN = ("tensor", "context", "expert")
+
+
 def _patterns(
     space: Space, ranks: int, sparse: bool
-) -> dict[tuple[bool, bool, bool], list[tuple[int, int, int, int]]]:
+) -> dict[tuple[bool, ...], list[tuple[int, int, int, int]]]:
     """(whether there are several tensor, context and expert ranks) -> the meshes of which that is so: in these the same
-    values of the other axes matter."""
-    groups: dict[tuple[bool, bool, bool], list[tuple[int, int, int, int]]] = {}
+    values of the other axes matter. Overlap of the states' traffic always does: it may go to the host."""
+    groups: dict[tuple[bool, ...], list[tuple[int, int, int, int]]] = {}
     for degrees in meshes(space, ranks):
         tensor, context, expert, expert_tensor = degrees
         pattern = (tensor > 1, context > 1, sparse and expert * expert_tensor > 1)
@@ -159,14 +162,14 @@ def _patterns(
     return groups
 
 
-def _works(space: Space, context: bool, idle: frozenset[str]) -> dict[tuple[str, ...], tuple[Values, ...]]:
+def _works(space: Space, idle: frozenset[str]) -> dict[tuple[str, ...], tuple[Values, ...]]:
     """(what of data and pipeline traffic is overlapped) -> the distinct ways to run a pass."""
     keys = space.work_keys
     found: dict[tuple[str, ...], dict[tuple[Any, ...], Values]] = {}
     for values in product(*(space.values(key) for key in keys)):
         work = dict(zip(keys, values, strict=True))
         method = work["plan.context_method"]
-        if not context and method != space.values("plan.context_method")[0]:
+        if "context" in idle and method != space.values("plan.context_method")[0]:
             continue
         given = tuple(work["stack.overlap"])
         without = idle | ({"context"} if method == "ring" else set())  # a ring runs beside attention anyway

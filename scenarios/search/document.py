@@ -14,12 +14,15 @@ from placement.plan import PlanError
 from placement.schedules import ScheduleError
 from placement.search.exhaustive import Candidate, Case, Counts, Limits, Outcome, search
 from placement.step import analytic_step
+from scenarios import checks
+from scenarios.build import training_inputs
 from scenarios.commands.output import SCHEMA_VERSION, tool_version
 from scenarios.errors import Place, ScenarioError
 from scenarios.load import LoadedScenario
 from scenarios.search.axes import Asked
+from scenarios.sweep import grid
 from simulator.explain import TERMS
-from simulator.predict import Played, play_setting, summary
+from simulator.predict import Played, play_setting, setting_of, summary
 
 SLOW_S = 2.0
 SMALL_SHARE = 0.002  # of the step: differences below are not put into words
@@ -189,7 +192,7 @@ class _Rows:
             return {**self.point(candidate), "misses_by_bytes": misses_by, "text": text}
         inputs = self.inputs[id(candidate.case)]
         steps = (inputs.total_tokens or 0.0) / (inputs.sequence * inputs.global_batch)
-        over = {name: candidate.scores[name] / most for name, most in limits.most.items()}
+        over = limits.ratios(candidate.scores)
         name = max(over, key=lambda one: over[one])
         whole, most = steps * candidate.scores[name], steps * limits.most[name]
         takes, over_by = (f"{value / 86400:,.3g} days" if name == "time" else f"${value:,.0f}"
@@ -199,10 +202,6 @@ class _Rows:
 
     def own(self, loaded: LoadedScenario) -> dict[str, Any] | None:
         """The scenario's own plan as a row; None where it cannot be laid."""
-        from scenarios import checks
-        from scenarios.build import training_inputs
-        from simulator.predict import setting_of
-
         if checks.relations(loaded.scenario, loaded.model, loaded.cluster):
             return None
         inputs = training_inputs(loaded, "analytic")
@@ -338,7 +337,7 @@ def _by_events(best: Sequence[Mapping[str, Any]]) -> str:
 def _said(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(str, value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return grid.text(value) if isinstance(value, bool | dict) else str(value)
 
 
 def _nothing(result: Mapping[str, Any]) -> str:

@@ -239,6 +239,14 @@ def test_bad_options(small: str, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_no_plan_costs_nothing(small: str) -> None:
+    result = run(small, "--json", "--play", "0", "--budget-usd", "0")
+    assert result.exit_code == 1, result.stderr
+    found = json.loads(result.stdout)
+    assert found["feasible"] == 0
+    assert "over the limit" in found["nearest_misses"][0]["text"]
+
+
 def test_limits_of_the_run_need_its_length(tmp_path: Path) -> None:
     file = tmp_path / "endless.yaml"
     file.write_text(SMALL.replace(", tokens: 1T", ""), encoding="utf-8")
