@@ -17,6 +17,7 @@ class Technique:
     source: ClassVar[str]
     law: ClassVar[str]  # one line: what changes by which formula
     freezes: ClassVar[bool] = False  # the model's own weights are not trained
+    rebuilds_mlp: ClassVar[bool] = False  # counts the operators of the dense MLP anew
 
     def layer(self, work: Work, case: Case) -> Work:
         return work

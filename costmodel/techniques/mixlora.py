@@ -35,6 +35,7 @@ class MixLora(Technique):
     source: ClassVar[str] = "arXiv 2404.15159; defaults: TUDB-Labs/MixLoRA"
     law: ClassVar[str] = "frozen MLP (2 h f + k h f) in place of 3 k h f; E r (3 h + 3 f) trained weights a layer"
     freezes: ClassVar[bool] = True
+    rebuilds_mlp: ClassVar[bool] = True
 
     def problems(self, model: Model) -> Iterator[str]:
         parts = {layer.feed_forward for layer in model.layers}

@@ -38,6 +38,7 @@ class MixtureOfChannels(Technique):
     title: ClassVar[str] = "Mixture-of-Channels: the top-K inner channels of each token"
     source: ClassVar[str] = "arXiv 2511.09323; kernels: xiaohuangji/MoC"
     law: ClassVar[str] = "inner tensors kept x K/f, and a 2-byte index each; dense products; selection at bandwidth"
+    rebuilds_mlp: ClassVar[bool] = True
 
     def problems(self, model: Model) -> Iterator[str]:
         parts = {layer.feed_forward for layer in model.layers}

@@ -200,12 +200,24 @@ def test_shared_products_of_lora_experts(visits):
 
 @pytest.mark.parametrize(("changes", "told"), [
     ((MixtureOfChannels(),), "dense gated MLP"), ((MixLora(),), "dense gated MLP"),
-    ((Lora(), MixLora()), "keep one of them"), ((MixLora(experts=2, experts_per_token=3),), "cannot visit"),
+    ((Lora(), MixLora()), "keep one of them"), ((MixtureOfChannels(), MixLora()), "MLP of their own"),
+    ((MixLora(experts=2, experts_per_token=3),), "cannot visit"),
 ])
 def test_what_a_model_or_another_technique_rules_out(changes, told):
     found = [message for _, message in techniques.problems(changes, catalog_model("mixtral-8x7b"))]
     assert any(told in message for message in found)
     assert list(techniques.problems((CompAct(), Frugal(), MixtureOfChannels()), decoder())) == []
+
+
+@pytest.mark.parametrize("change", [CompAct(), Frugal(), Frugal(density=0.5, variant="svd")])
+def test_what_freezes_comes_first(change):
+    """A layer whose weights are frozen has nothing left to compress or to update, in whichever order it is asked."""
+    model = decoder()
+    frozen, before, after = (work_of(model, changes) for changes in ((Lora(),), (change, Lora()), (Lora(), change)))
+    assert before == after
+    if isinstance(change, CompAct):  # adapters stay as they are
+        assert before.operators == frozen.operators
+        assert before.update == ()
 
 
 @pytest.mark.parametrize("change", [CompAct(), Frugal(variant="svd"), MixtureOfChannels(), Lora(), MixLora()],
