@@ -18,14 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel import collectives, network
-from costmodel.activations import layer_bytes
+from costmodel.activations import total_bytes
 from costmodel.architecture import Attention, Layer
-from costmodel.kernels import OPERAND_BYTES
 from costmodel.operators import Shard, layer_operators
 from costmodel.stack import waiting_for_host_s
 from placement import context_groups
 from placement.context_groups import Floats, Ints, Mesh, MicroBatch, Placed
-from placement.passes import WHOLE_SQUARE, Seconds, Setting, add, end_prices, layer_price, overlapped, total
+from placement.memory import host_capacity_bytes
+from placement.passes import (
+    WHOLE_SQUARE,
+    Seconds,
+    Setting,
+    add,
+    end_prices,
+    layer_price,
+    layer_work,
+    overlapped,
+    total,
+)
 from placement.pipeline import host_bandwidth_bytes_per_s
 from placement.plan import Plan, PlanError, layers_of_chunks
 from placement.selective_offload import KEPT_LAYERS, Offloads, choose, without
@@ -183,24 +193,13 @@ def offloads(setting: Setting, lengths: Floats, capacity: int) -> Offloads:
     price = layer_price(replace(alone, plan=replace(alone.plan, recompute="none")), layer)
     size = _layer_bytes(setting, np.append(lengths, capacity), layer)
     link = host_bandwidth_bytes_per_s(setting)
-    on_host = host_share_bytes(setting)
+    on_host = host_capacity_bytes(setting.cluster)
     return Offloads(np.asarray(total(price.forward)), size[:-1], float(size[-1]), layers, link, on_host)
-
-
-def host_share_bytes(setting: Setting) -> float:
-    """Host memory of one accelerator: its share of the node's."""
-    node = setting.cluster.node
-    held = [tier.capacity_bytes for tier in node.tiers if tier.name == "host"]
-    return held[0] / node.accelerators if held else float("inf")
 
 
 def _layer_bytes(setting: Setting, tokens: Floats, layer: Layer) -> Floats:
     """What one layer keeps of so many tokens on one rank."""
-    stack, precision = setting.stack, setting.plan.precision
-    kept = layer_bytes(
-        setting.model, layer, one_by_one(setting, tokens).shard, stack.execution, stack.attention,
-        setting.plan.recompute, min(OPERAND_BYTES[precision], 2.0), stack.moe_dispatcher,
-    )
+    kept = total_bytes(layer_work(one_by_one(setting, tokens), layer).kept)
     return np.asarray(setting.widening * kept + 0.0 * tokens)
 
 

@@ -12,10 +12,12 @@ from costmodel import catalog
 from costmodel.hardware import Cluster
 from costmodel.huggingface import catalog_model
 from costmodel.stack import Stack
+from costmodel.techniques.compact import CompAct
 from placement import hybrid_data
 from placement.context_groups import POLICIES, MicroBatch
 from placement.hybrid_data import cut, rank_seconds, stage_costs
 from placement.hybrid_step import hybrid_step, peak_activations, turns_s
+from placement.memory import host_capacity_bytes
 from placement.passes import Setting, layer_price
 from placement.plan import Plan, PlanError
 from placement.sequences import drawn, fitted
@@ -137,6 +139,17 @@ def test_balance_lowers_the_step_and_the_spread_of_work() -> None:
         assert min(step.breakdown_s.values()) >= 0
 
 
+@pytest.mark.parametrize("techniques", [(), (CompAct(0.1),)])
+def test_what_is_on_the_host_is_missing_on_the_device(techniques: tuple[CompAct, ...]) -> None:
+    """All but two layers offloaded whole: these two are left of a stage without ends, whatever a technique keeps."""
+    setting = setting_of(64 * K, pipeline=4, techniques=techniques)
+    lengths = (64 * K,)
+    away, here = (stage_costs(setting, [MicroBatch(lengths, 1, share)], np.array([False]))[1] for share in (1.0, 0.0))
+    layers = len(setting.model.layers) // 4
+    assert away.held_bytes / here.held_bytes == pytest.approx(2 / layers)
+    assert away.held_bytes + away.host_bytes == pytest.approx(here.held_bytes)
+
+
 def test_offloading_takes_fewer_ranks_and_lays_activations_on_the_host() -> None:
     setting = setting_of(512 * K, nodes=8, context=64)
     lengths = mixed(2**23, 512 * K, seed=1)
@@ -145,7 +158,7 @@ def test_offloading_takes_fewer_ranks_and_lays_activations_on_the_host() -> None
     device, host = peak_activations(saved, 0)
     assert host.max() > 0
     assert not peak_activations(plain, 0)[1].any()
-    assert host.max() <= hybrid_data.host_share_bytes(setting) * (1 + 1e-9)
+    assert host.max() <= host_capacity_bytes(setting.cluster) * (1 + 1e-9)
     # of the layers no rank holds more than its capacity of tokens; logits of all its tokens come on top
     layers = len(setting.model.layers)
     size = hybrid_data._layer_bytes(setting, np.array([8.0 * K]), setting.model.layers[0])[0]
