@@ -47,7 +47,8 @@ def faults(plan: Plan, placement: Placement, ranks: int, batch: int) -> Iterator
             yield name, f"{told}, so it must be 1 (it is {getattr(plan, name):,})"
     if plan.micro_batch != 1:
         yield "micro_batch", f"every unequal accelerator gets one of its own; leave it out (it is {plan.micro_batch:,})"
-    unused = (("techniques", bool(plan.changes)), ("offload_chunks", plan.offload_chunks > 0),
+    unused = (("techniques", bool(plan.techniques)), ("trainable", plan.trainable != "all"),
+              ("offload_chunks", plan.offload_chunks > 0),
               ("recompute_chunks", plan.recompute_chunks is not None), ("shard_group", plan.shard_group is not None))
     for name, given in unused:
         if given:

@@ -130,6 +130,10 @@ class LengthsBlock(Block):
         if self.distribution == "empirical":
             if self.lengths is None:
                 raise ValueError("give the lengths of the data: lengths: [512, 8K, ...]")
+            if self.token_share is not None or self.above is not None:
+                raise ValueError("token_share and above settle a law; the empirical one has none: leave them out")
+        elif self.lengths is not None:
+            raise ValueError(f"lengths are of the empirical law; leave them out of the {self.distribution} one")
         elif self.token_share is None or self.above is None:
             raise ValueError(f"what settles the {self.distribution} law? give token_share and above, such as "
                              "token_share: 9.8%, above: 262144")

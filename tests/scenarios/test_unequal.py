@@ -76,6 +76,8 @@ def test_mfu_is_against_all_peaks_together(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("setting", "where", "told"), [
     ("plan.tensor=2", "plan.tensor", "must be 1"),
     ("plan.micro_batch=4", "plan.micro_batch", "leave it out"),
+    ("plan.trainable=lora", "plan.trainable", "leave it out"),
+    ("plan.techniques.frugal.density=0.5", "plan.techniques", "leave it out"),
     ("plan.sharding=zero-1", "plan.sharding", "fsdp"),
     ("plan.shares=equall", "plan.shares", "did you mean 'equal'"),
     ("workload.global_batch=4000", "workload.global_batch", "1,024"),

@@ -90,6 +90,8 @@ def test_policies_are_listed() -> None:
     ("token_share: 20%", "token_share: 120%", "8:48", "less than 1"),
     ("distribution: pareto, token_share: 20%", "distribution: log-normal, token_share: 99%", "8:12", "not 0.99"),
     ("{distribution: pareto, token_share: 20%, above: 8192}", "{distribution: empirical}", "8:12", "give the lengths"),
+    ("{distribution: pareto", "{lengths: [8K], distribution: pareto", "8:12", "leave them out of the pareto one"),
+    ("distribution: pareto", "lengths: [8K], distribution: empirical", "8:12", "token_share and above settle a law"),
     ("context_groups: naive", "context_groups: naiv", "12:19", "did you mean 'naive'"),
     ("  context_method: ring\n", "", "9:1", "plan.context_method: sequences of unequal length pass keys and values"),
     ("context: 8", "context: 8\n  micro_batch: 2", "11:16", "packed by tokens"),
