@@ -201,7 +201,7 @@ def _at(raw: Any, dotted: str) -> Any:
 def roofline(setting: Setting) -> dict[str, Any]:
     """Intensity and reached rate of the operators of the most frequent layer, forward pass."""
     pricer, counted = setting.pricer, list(setting.model.layers)
-    layer = max(set(counted), key=counted.count)
+    layer = max(dict.fromkeys(counted), key=counted.count)  # the first of equally many, in any process
     rows: list[dict[str, Any]] = []
     for operator in (one for one in layer_work(setting, layer).operators if FORWARD in one.products):
         time_s = float(total(pricer.forward_s(operator)))
