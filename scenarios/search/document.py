@@ -313,7 +313,7 @@ def answer(result: Mapping[str, Any]) -> str:
         return _nothing(result)
     first = best[0]
     figure = FIGURE[result["objective"]]
-    plan = ", ".join(f"{key.partition('.')[2]} {_said(value)}" for key, value in first["set"].items())
+    plan = ", ".join(f"{key.rpartition('.')[2]} {_said(value)}" for key, value in first["set"].items())
     step, memory = units.show(first["step_time_s"], "s"), units.show(first["peak_memory_bytes"], "B")
     text = f"The best of {result['counts']['plans_evaluated']:,} plans takes {step} a step and {memory} a GPU: {plan}."
     if base and base["fits"] and first[figure] is not None and base[figure]:
@@ -345,6 +345,9 @@ def _nothing(result: Mapping[str, Any]) -> str:
     if not counts["plans_evaluated"]:
         reason = result["rejected"][0]["reason"] if result["rejected"] else "there is none"
         return f"No plan of the space can be laid over this model and cluster (first of all: {reason})."
+    if result["proof"]["gap"]:
+        return (f"No plan has been found that fits, but of {counts['bounded']:,} whose schedule has no closed form "
+                f"only {counts['played']:,} were made and played; --orders allows more.")
     text = f"No plan of {counts['plans_evaluated']:,} fits"
     if not result["nearest_misses"]:
         return f"{text}: what lies on the host is more than the nodes hold."

@@ -247,6 +247,19 @@ def test_no_plan_costs_nothing(small: str) -> None:
     assert "over the limit" in found["nearest_misses"][0]["text"]
 
 
+def test_orders_that_were_not_made_are_no_proof_that_nothing_fits(small: str) -> None:
+    result = run(small, "--json", "--vary", "plan.schedule=zb-h1", "--vary", "plan.pipeline=2,4", "--orders", "0")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["proof"]["status"] == "none"
+    assert "only 0 were made and played; --orders allows more" in found["answer"]
+
+
+def test_an_axis_that_is_a_whole_block_is_named(small: str) -> None:
+    found = json.loads(run(small, "--json", "--vary", "model=llama-3.1-8b", "--play", "0").stdout)
+    assert "model llama-3.1-8b" in found["answer"]
+
+
 def test_limits_of_the_run_need_its_length(tmp_path: Path) -> None:
     file = tmp_path / "endless.yaml"
     file.write_text(SMALL.replace(", tokens: 1T", ""), encoding="utf-8")
