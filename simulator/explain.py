@@ -172,7 +172,7 @@ def assumptions(inputs: TrainingInputs, setting: Setting, copies: bool = False) 
         rows.append(("host link", show(accelerator.host_link.bandwidth_bytes_per_s, "B/s"), "activations leave and "
                      "come back in turn at all of one direction's bandwidth; ranks behind one switch take turns too",
                      accelerator.host_link.source))
-    if accelerator.price_usd_per_hour and not inputs.price_usd_per_gpu_hour:
+    if accelerator.price_usd_per_hour and inputs.price_usd_per_gpu_hour is None:
         price = f"{accelerator.price_usd_per_hour:g} USD/h"
         rows.append(("price", price, "list price on demand", accelerator.sources.get("price_usd_per_hour", "")))
     rows += [(f"model.{name}", "assumed", "not stated in the config; taken from the family's code", "Hugging Face")

@@ -161,7 +161,8 @@ def _money(inputs: TrainingInputs, step: Step, speed: dict[str, float]) -> tuple
     accelerator, gpus = inputs.cluster.accelerator, inputs.cluster.accelerators
     result: dict[str, Any] = {"cost_usd": None, "cost_usd_per_million_tokens": None, "energy_j": None}
     reasons: dict[str, str] = {}
-    price = inputs.price_usd_per_gpu_hour or accelerator.price_usd_per_hour
+    price = inputs.price_usd_per_gpu_hour
+    price = accelerator.price_usd_per_hour if price is None else price
     if price is None:
         reasons["cost_usd"] = (
             f"nobody in the catalogue lists a price for {accelerator.name}; set cluster.price_usd_per_gpu_hour"

@@ -49,7 +49,8 @@ class Case:
         """What each objective makes small; cost and energy are left out where price or power is unknown."""
         found = {"time": step_time_s, "memory": needed_bytes}
         accelerator, node = self.base.cluster.accelerator, self.base.cluster.node
-        price = self.price_usd_per_gpu_hour or accelerator.price_usd_per_hour
+        price = self.price_usd_per_gpu_hour
+        price = accelerator.price_usd_per_hour if price is None else price
         if price is not None:
             found["cost"] = money.cost_usd(self.gpus, price, step_time_s)
         if accelerator.power_w is not None:
@@ -69,8 +70,8 @@ class Limits:
     most: Mapping[str, float] = field(default_factory=dict)
 
     def ratios(self, scores: Mapping[str, Number]) -> dict[str, Number]:
-        """Each score over its limit, memory aside; infinite where nothing is allowed."""
-        return {name: scores[name] / most if most else np.full_like(scores[name], np.inf)
+        """Each score over its limit, memory aside; infinite where no more than 0 is allowed."""
+        return {name: scores[name] / most if most else np.where(np.greater(scores[name], 0), np.inf, 0.0)
                 for name, most in self.most.items()}
 
     def excess(self, scores: Mapping[str, Number]) -> Number:

@@ -247,6 +247,13 @@ def test_no_plan_costs_nothing(small: str) -> None:
     assert "over the limit" in found["nearest_misses"][0]["text"]
 
 
+def test_gpus_may_be_free(small: str) -> None:
+    found = json.loads(run(small, "--json", "--set", "cluster.price_usd_per_gpu_hour=0", "--objective", "cost",
+                           "--budget-usd", "0", "--play", "1").stdout)
+    assert found["feasible"] > 0
+    assert found["best"][0]["cost_usd"] == found["best"][0]["events"]["cost_usd"] == 0.0
+
+
 def test_orders_that_were_not_made_are_no_proof_that_nothing_fits(small: str) -> None:
     result = run(small, "--json", "--vary", "plan.schedule=zb-h1", "--vary", "plan.pipeline=2,4", "--orders", "0")
     assert result.exit_code == 1
