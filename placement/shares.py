@@ -30,6 +30,7 @@ Columns = tuple[NDArray[np.int64], Floats, Floats, Floats]  # samples, forward_s
 SHARE_TOLERANCE = 1e-4  # relative, of the bisection for the largest share of the states
 TIME_TOLERANCE = 1e-6  # relative, below which a better division is not looked for
 MOST_SAMPLES = 1024  # the programme grows with the square of the batch
+MOST_RANKS = 16_384  # a division remembers a line of the programme for each
 WHOLE, LAYERED = "whole", "layered"
 
 

@@ -40,7 +40,10 @@ STATES = (State.PARAMETERS, State.OPTIMIZER, State.GRADIENTS)
 
 
 def faults(plan: Plan, placement: Placement, ranks: int, batch: int) -> Iterator[tuple[str, str]]:
-    """Why a plan cannot be laid over so many unequal accelerators: (key of the plan, or global_batch; the reason)."""
+    """Why a plan cannot be laid over so many unequal accelerators: (key of the plan, global_batch or beside; the
+    reason)."""
+    if ranks > shares.MOST_RANKS:
+        yield "beside", f"{ranks:,} accelerators are more than the {shares.MOST_RANKS:,} that work can be dealt to"
     told = "unequal accelerators share a model by sharding alone"
     for name in UNSPLIT:
         if getattr(plan, name) != 1:

@@ -116,7 +116,7 @@ def _unequal(case: _Case) -> Found:
     if case.workload.lengths is not None:
         yield ("workload", "lengths"), "sequences of unequal length are not dealt to unequal accelerators; leave it out"
     for key, reason in unequal.faults(plan, placement, ranks, case.batch):
-        yield ("workload" if key == "global_batch" else "plan", key), reason
+        yield ({"global_batch": "workload", "beside": "cluster"}.get(key, "plan"), key), reason
 
 
 def _batch(case: _Case) -> Found:

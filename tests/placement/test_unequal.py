@@ -121,7 +121,7 @@ def test_the_poorest_links_set_the_pace() -> None:
 
 @pytest.mark.parametrize(("plan", "told"), [
     ({"tensor": 2}, "tensor: .*must be 1"), ({"pipeline": 2}, "pipeline"), ({"sharding": "zero-1"}, "sharding: .*fsdp"),
-    ({"sharding": "hsdp"}, "sharding"), ({"micro_batch": 2}, "micro_batch"), ({"trainable": "lora"}, "techniques"),
+    ({"sharding": "hsdp"}, "sharding"), ({"micro_batch": 2}, "micro_batch"), ({"trainable": "lora"}, "trainable"),
     ({"sharding": "fsdp-no-reshard"}, "sharding"), ({"sharding": "zero-infinity"}, "sharding"),
 ])
 def test_plans_that_do_not_shard_are_refused(plan: dict[str, object], told: str) -> None:

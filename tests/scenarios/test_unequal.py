@@ -81,6 +81,7 @@ def test_mfu_is_against_all_peaks_together(document: dict[str, Any]) -> None:
     ("plan.sharding=zero-1", "plan.sharding", "fsdp"),
     ("plan.shares=equall", "plan.shares", "did you mean 'equal'"),
     ("workload.global_batch=4000", "workload.global_batch", "1,024"),
+    ("cluster.nodes=4000", "cluster.beside", "16,384"),
     ("cluster.gpus=8", "cluster.gpus", "leave gpus out"),
     ("plan.precision=fp8", "plan.precision", "does not compute in fp8"),
 ])
