@@ -38,12 +38,12 @@ def searched(one: Predicted) -> Predicted:
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="the published rows are not beside this checkout")
 def test_sweeps_are_ranked_alike_and_above_the_thresholds() -> None:
-    """Every third of the sweeps whose rows are fully stated and whose schedules have a law."""
+    """The sweeps whose rows are fully stated and whose schedules have a law."""
     found = [row for row in rows.read(SHARED).rows if row.scores_time and row.fully_specified]
     of_sweep: dict[tuple[str, ...], list[rows.Row]] = {}
     for row in found:
         of_sweep.setdefault(tuple(row.text(column) for column in score.SWEEP_COLUMNS), []).append(row)
-    sweeps = [sweep for sweep in of_sweep.values() if score.LEAST_SWEEP <= len(sweep)]
+    sweeps = [sweep for sweep in of_sweep.values() if len(sweep) >= score.LEAST_SWEEP]
     chosen = [row for sweep in sweeps for row in sweep]
     outcomes = [one for one in predict.outcomes(chosen)
                 if one.range and all(has_law(setting_of(of.inputs)) for of in one.range)]
