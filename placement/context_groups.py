@@ -20,6 +20,7 @@ import bisect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -38,7 +39,7 @@ class MicroBatch:
     degree: int
     offloaded: float = 0.0  # share of the activations of the inner layers that lies on the host meanwhile
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         return sum(self.lengths)
 
@@ -98,19 +99,24 @@ def pack(lengths: Sequence[int], capacity: int) -> list[tuple[int, ...]]:
     return [tuple(one) for one in packs]
 
 
+@lru_cache(maxsize=64)  # policies and plans that are compared cut the same batches
+def _of_one_rank(lengths: tuple[int, ...], capacity: int) -> tuple[MicroBatch, ...]:
+    return tuple(MicroBatch(one, 1) for one in pack(lengths, capacity))
+
+
 def hybrid_cut(lengths: Sequence[int], mesh: Mesh) -> list[MicroBatch]:
     """Each long sequence on its own ring, short ones packed to the capacity of one rank.
 
     Long sequences keep the order of the data; packs are spread evenly between them, as packing a stream would.
     """
     long = np.array([one for one in lengths if one > mesh.capacity], dtype=np.int64)
-    packs = [MicroBatch(one, 1) for one in pack([one for one in lengths if one <= mesh.capacity], mesh.capacity)]
+    packs = _of_one_rank(tuple(sorted(one for one in lengths if one <= mesh.capacity)), mesh.capacity)
     degrees, shares = mesh.rings(long) if len(long) else (long, np.zeros(0))
     degrees = np.minimum(degrees, mesh.ranks)
     rings = [MicroBatch((int(s),), int(d), float(r)) for s, d, r in zip(long, degrees, shares, strict=True)]
-    keys = [(i + 0.5) / len(rings) for i in range(len(rings))] + [(i + 0.5) / len(packs) for i in range(len(packs))]
     every = [*rings, *packs]
-    return [every[i] for i in np.argsort(np.array(keys), kind="stable").tolist()]
+    keys = np.concatenate([(np.arange(len(some)) + 0.5) / max(len(some), 1) for some in (rings, packs)])
+    return [every[i] for i in np.argsort(keys, kind="stable").tolist()]
 
 
 @dataclass(frozen=True)
@@ -165,9 +171,8 @@ class DataBalance:
     def place(self, micro_batches: Sequence[MicroBatch], work_s: Floats, mesh: Mesh) -> list[Placed]:
         ready_s, placed = np.zeros(mesh.ranks), []
         for number in _costliest_first(work_s):
-            ranks = lagging(ready_s, micro_batches[number].degree, mesh.domain)
-            ready_s[ranks] = ready_s[ranks].max() + work_s[number]
-            placed.append(Placed(number, tuple(ranks.tolist())))
+            ranks = _given(ready_s, micro_batches[number].degree, mesh.domain, work_s[number])
+            placed.append(Placed(number, ranks))
         return placed
 
 
@@ -196,9 +201,8 @@ class PipelineBalance:
             else:
                 fullest = max(buckets, key=lambda bucket: sum(area[one] for one in bucket))
                 number, first, last = fullest.popleft(), 0, mesh.ranks
-            ranks = first + lagging(ready_s[first:last], int(degrees[number]), mesh.domain)
-            ready_s[ranks] = ready_s[ranks].max() + work_s[number]
-            placed.append(Placed(number, tuple(ranks.tolist())))
+            ranks = _given(ready_s[first:last], int(degrees[number]), mesh.domain, work_s[number])
+            placed.append(Placed(number, tuple(first + rank for rank in ranks)))
         return placed
 
 
@@ -235,6 +239,17 @@ def lagging(ready_s: Floats, degree: int, domain: int) -> Ints:
     return np.asarray(np.sort(np.argsort(ready_s, kind="stable")[:degree]))
 
 
+def _given(ready_s: Floats, degree: int, domain: int, work_s: float) -> tuple[int, ...]:
+    """The ranks that are ready first take so much work and start it together; `ready_s` is changed."""
+    if degree == 1:
+        rank = int(ready_s.argmin())
+        ready_s[rank] += work_s
+        return (rank,)
+    ranks = lagging(ready_s, degree, domain)
+    ready_s[ranks] = ready_s[ranks].max() + work_s
+    return tuple(ranks.tolist())
+
+
 def spans_domains(placed: Sequence[Placed], domain: int) -> NDArray[np.bool_]:
     """[placed]: whether a ring over these ranks leaves a node."""
     return np.array([one.ranks[0] // domain != one.ranks[-1] // domain for one in placed], dtype=bool)
@@ -242,11 +257,11 @@ def spans_domains(placed: Sequence[Placed], domain: int) -> NDArray[np.bool_]:
 
 def slots(placed: Sequence[Placed], ranks: int) -> Ints:
     """[placed]: the turn of each micro-batch, the same on all of its ranks and later than all that they run before."""
-    following, found = np.zeros(ranks, dtype=np.int64), []
+    following, found = [0] * ranks, []
     for one in placed:
-        mine = list(one.ranks)
-        turn = int(following[mine].max())
-        following[mine] = turn + 1
+        turn = max(following[rank] for rank in one.ranks)
+        for rank in one.ranks:
+            following[rank] = turn + 1
         found.append(turn)
     return np.array(found, dtype=np.int64)
 

@@ -64,6 +64,14 @@ class StageCost:
     def backward_s(self) -> Floats:
         return np.asarray(total(self.backward))
 
+    def of(self, part: slice) -> StageCost:
+        """The same of some of the micro-batches."""
+        forward, backward = (
+            {name: value[part] for name, value in one.items()} for one in (self.forward, self.backward)
+        )
+        return StageCost(forward, backward, self.held_bytes[part], self.working_bytes[part], self.host_bytes[part],
+                         self.ring_s[part])
+
     @cached_property
     def compute_s(self) -> Floats:
         """Of both passes, without bare sends."""
@@ -98,14 +106,15 @@ def mesh_of(setting: Setting, lengths: Sequence[int], offload: bool) -> Mesh:
     ranks, context = int(plan.data * plan.context), int(plan.context)
     capacity = int(setting.sequence) // context
     domain = max(int(setting.cluster.node.scale_up_domain // plan.tensor), 1)
-    work_s = float(sequence_s(setting, np.array(lengths, dtype=float), capacity).sum())
-    longest_s = work_s / ranks / int(plan.pipeline)
 
     def rings(long: Ints) -> tuple[Ints, Floats]:
         sizes = long.astype(float)
         if not offload:
             return without(sizes, capacity), np.zeros(len(long))
-        return choose(offloads(setting, sizes, capacity), np.ceil(sequence_s(setting, sizes, capacity) / longest_s))
+        rest_s = beside_attention_s(setting, capacity)
+        work_s = float(sequence_s(setting, np.array(lengths, dtype=float), rest_s).sum())
+        longest_s = work_s / ranks / int(plan.pipeline)
+        return choose(offloads(setting, sizes, capacity), np.ceil(sequence_s(setting, sizes, rest_s) / longest_s))
 
     return Mesh(ranks, context, capacity, domain, rings)
 
@@ -146,16 +155,22 @@ def attention_s(setting: Setting, layer: Layer, lengths: Floats, ranks: Ints) ->
             np.asarray(pricer.backward_s(core)["attention"]) * squared)
 
 
-def sequence_s(setting: Setting, lengths: Floats, capacity: int) -> Floats:
-    """Work of each sequence: seconds of both passes of the most frequent layer on one rank alone, without sends. All
-    but attention is as of a full rank's share, since short sequences are packed."""
+def beside_attention_s(setting: Setting, capacity: int) -> float:
+    """Seconds a token of both passes of the most frequent layer without attention, in passes of a full rank's share,
+    since short sequences are packed."""
     layer = most_frequent_layer(setting)
     full = one_by_one(setting, np.array([float(capacity)]))
     price = layer_price(replace(full, plan=replace(full.plan, recompute="none")), layer)
     rest_s = sum(float(value[0]) for seconds in (price.forward, price.backward) for name, value in
                  ((name, np.atleast_1d(value)) for name, value in seconds.items()) if name not in ANEW)
-    cores = attention_s(setting, layer, lengths, np.ones(len(lengths), dtype=np.int64))
-    return np.asarray(rest_s / capacity * lengths + cores[0] + cores[1])
+    return rest_s / capacity
+
+
+def sequence_s(setting: Setting, lengths: Floats, rest_s: float) -> Floats:
+    """Work of each sequence: seconds of both passes of the most frequent layer on one rank alone, without sends.
+    `rest_s`: of a token, beside attention."""
+    cores = attention_s(setting, most_frequent_layer(setting), lengths, np.ones(len(lengths), dtype=np.int64))
+    return np.asarray(rest_s * lengths + cores[0] + cores[1])
 
 
 def most_frequent_layer(setting: Setting) -> Layer:
@@ -308,17 +323,29 @@ def stage_costs(
 
 def cut(setting: Setting, lengths: Sequence[int], policy: str, offload: bool) -> Cut:
     """The global batch cut, placed and priced. Raises PlanError where the plan is not played."""
-    chosen, mesh = context_groups.get(policy), mesh_of(setting, lengths, offload)
-    micro_batches = chosen.cut(lengths, mesh)
-    wide = np.array([one.degree > mesh.domain for one in micro_batches])
-    guess = stage_costs(setting, micro_batches, wide)
+    return cuts(setting, [lengths], policy, offload)[0]
+
+
+def cuts(setting: Setting, batches: Sequence[Sequence[int]], policy: str, offload: bool) -> list[Cut]:
+    """Several global batches of the same plan, each cut and placed by itself, all priced together. Raises PlanError."""
+    chosen, meshes = context_groups.get(policy), [mesh_of(setting, lengths, offload) for lengths in batches]
+    capacity, domain = float(meshes[0].capacity), meshes[0].domain
+    of_batch = [chosen.cut(lengths, mesh) for lengths, mesh in zip(batches, meshes, strict=True)]
+    every = [one for micro_batches in of_batch for one in micro_batches]
+    ends = np.cumsum([len(micro_batches) for micro_batches in of_batch]).tolist()
+    parts = [slice(end - len(one), end) for end, one in zip(ends, of_batch, strict=True)]
+    wide = np.array([one.degree > domain for one in every])
+    guess = stage_costs(setting, every, wide)
     work_s = np.max([one.forward_s + one.backward_s for one in guess], axis=0)
-    placed = chosen.place(micro_batches, work_s, mesh)
-    crosses = np.zeros(len(micro_batches), dtype=bool)
-    crosses[[one.micro_batch for one in placed]] = context_groups.spans_domains(placed, mesh.domain)
-    costs = guess if np.array_equal(crosses, wide) else stage_costs(setting, micro_batches, crosses)
-    units = tuple(merged(chunk) for chunk in chunk_units(one_by_one(setting, np.array([float(mesh.capacity)]))))
-    return Cut(mesh, tuple(micro_batches), tuple(placed), costs, units)
+    placed = [chosen.place(micro_batches, work_s[part], mesh)
+              for micro_batches, part, mesh in zip(of_batch, parts, meshes, strict=True)]
+    crosses = np.zeros(len(every), dtype=bool)
+    for part, one in zip(parts, placed, strict=True):
+        crosses[part][[each.micro_batch for each in one]] = context_groups.spans_domains(one, domain)
+    costs = guess if np.array_equal(crosses, wide) else stage_costs(setting, every, crosses)
+    units = tuple(merged(chunk) for chunk in chunk_units(one_by_one(setting, np.array([capacity]))))
+    return [Cut(mesh, tuple(micro_batches), tuple(one), tuple(cost.of(part) for cost in costs), units)
+            for mesh, micro_batches, one, part in zip(meshes, of_batch, placed, parts, strict=True)]
 
 
 def rank_seconds(of: Cut, stage: int) -> Mapping[str, Floats]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from placement import schedules
-from placement.context_groups import Floats, slots
+from placement.context_groups import Floats, Ints, Placed, slots
 from placement.hops import wire_s
 from placement.hybrid_data import Cut, one_by_one, rank_seconds
 from placement.memory import resident_bytes
@@ -43,10 +43,18 @@ class Once:
 def once(setting: Setting, of: Cut) -> tuple[Once, ...]:
     """[stages]. Raises PlanError for a sharding that gathers or reduces within passes: ranks that run unequal numbers
     of passes would wait for one another in every layer."""
+    return _once_of(setting, _chunks(setting), of)
+
+
+def _chunks(setting: Setting) -> tuple[ChunkTraffic, ...]:
     chunks = chunks_with_traffic(setting)
     if any(chunk.within_passes for chunk in chunks):
         raise PlanError("the sharding gathers or reduces within every pass, which ranks with unequal sequences cannot "
                         "do together; zero-1 and ddp do it once a step")
+    return chunks
+
+
+def _once_of(setting: Setting, chunks: Sequence[ChunkTraffic], of: Cut) -> tuple[Once, ...]:
     return tuple(
         _once(setting, chunk, float(cost.forward_s.min()), float(cost.backward_s.min()))
         for chunk, cost in zip(chunks, of.costs, strict=True)
@@ -71,13 +79,12 @@ def _once(setting: Setting, chunk: ChunkTraffic, forward_s: float, backward_s: f
 def turns_s(setting: Setting, of: Cut) -> float:
     """Seconds from the first pass to the last one of all ranks and stages."""
     stages = len(of.costs)
-    turn_of = slots(of.placed, of.mesh.ranks)
-    count = int(turn_of.max()) + 1
-    members = [[one for one, turn in zip(of.placed, turn_of, strict=True) if turn == t] for t in range(count)]
+    turns = _turns(of)
     hops = hop_s(setting, of)
     ready_s = np.zeros((stages, of.mesh.ranks))
-    done_s = {kind: np.full((stages, count, of.mesh.ranks), np.nan) for kind in "FB"}
-    orders = schedules.get("1f1b").generate(stages, count, 1)
+    done_s = {kind: np.full((stages, len(turns), of.mesh.ranks), np.nan) for kind in "FB"}
+    orders = schedules.get("1f1b").generate(stages, len(turns), 1)
+    places = [{(one.kind, one.micro_batch): place for place, one in enumerate(order)} for order in orders]
     position = [0] * stages
     while any(position[stage] < len(orders[stage]) for stage in range(stages)):
         for stage in range(stages):
@@ -86,24 +93,43 @@ def turns_s(setting: Setting, of: Cut) -> float:
             step = orders[stage][position[stage]]
             before = stage - 1 if step.kind == "F" else stage + 1
             inside = 0 <= before < stages
-            if inside and position[before] <= _place(orders[before], step.kind, step.micro_batch):
+            if inside and position[before] <= places[before][step.kind, step.micro_batch]:
                 continue
-            cost = of.costs[stage]
+            cost, turn = of.costs[stage], turns[step.micro_batch]
             taken_s = cost.forward_s if step.kind == "F" else cost.backward_s
-            for one in members[step.micro_batch]:
-                ranks = list(one.ranks)
-                start_s = ready_s[stage, ranks].max()
-                if inside:
-                    arrived_s = done_s[step.kind][before, step.micro_batch, ranks].max()
-                    start_s = max(start_s, arrived_s + hops[one.micro_batch])
-                ready_s[stage, ranks] = start_s + taken_s[one.micro_batch]
+            start_s = np.maximum.reduceat(ready_s[stage, turn.ranks], turn.first)
+            if inside:
+                arrived_s = np.maximum.reduceat(done_s[step.kind][before, step.micro_batch, turn.ranks], turn.first)
+                start_s = np.maximum(start_s, arrived_s + hops[turn.numbers])
+            ready_s[stage, turn.ranks] = np.repeat(start_s + taken_s[turn.numbers], turn.degrees)
             done_s[step.kind][stage, step.micro_batch] = ready_s[stage]
             position[stage] += 1
     return float(ready_s.max())
 
 
-def _place(order: Sequence[schedules.Pass], kind: str, micro_batch: int) -> int:
-    return next(i for i, one in enumerate(order) if one.kind == kind and one.micro_batch == micro_batch)
+@dataclass(frozen=True)
+class _Turn:
+    """Micro-batches that run at the same time, on ranks of their own: number and ring of each, and the ranks of all,
+    one ring after another, of which each ring's `first` is a place."""
+
+    numbers: Ints
+    degrees: Ints
+    ranks: Ints
+    first: Ints
+
+
+def _turns(of: Cut) -> list[_Turn]:
+    turn_of = slots(of.placed, of.mesh.ranks)
+    members: list[list[Placed]] = [[] for _ in range(int(turn_of.max()) + 1)]
+    for turn, one in zip(turn_of.tolist(), of.placed, strict=True):
+        members[turn].append(one)
+    found = []
+    for together in members:
+        degrees = np.array([len(one.ranks) for one in together])
+        ranks = np.array([rank for one in together for rank in one.ranks])
+        numbers = np.array([one.micro_batch for one in together])
+        found.append(_Turn(numbers, degrees, ranks, np.cumsum(degrees) - degrees))
+    return found
 
 
 def hop_s(setting: Setting, of: Cut) -> Floats:
@@ -147,6 +173,13 @@ def assembled(setting: Setting, of: Cut, between: Sequence[Once], passes_s: floa
     for parts in by_stage:
         add(mean, parts, 1.0 / len(by_stage))
     return Step(step_time_s, mean, tuple(by_stage), tuple(peaks), tuple(states), tuple(host))
+
+
+def step_times_s(setting: Setting, cuts: Sequence[Cut]) -> list[float]:
+    """[cuts]: seconds of the step of each and nothing else of it. Raises PlanError as `once`."""
+    chunks = _chunks(setting)
+    return [turns_s(setting, of) + max(sum(one.seconds.values()) for one in _once_of(setting, chunks, of))
+            for of in cuts]
 
 
 def hybrid_step(setting: Setting, of: Cut) -> Step:

@@ -180,7 +180,7 @@ def expected_sequences(law: Law, tokens: float) -> float:
     return tokens / float(law.quantile((np.arange(1000) + 0.5) / 1000).mean())
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def drawn(law: Law, tokens: int, longest: int, seed: int) -> tuple[int, ...]:
     """Lengths of the sequences of one global batch of exactly `tokens` tokens, in the order of the data.
 

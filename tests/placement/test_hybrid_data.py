@@ -15,8 +15,8 @@ from costmodel.stack import Stack
 from costmodel.techniques.compact import CompAct
 from placement import hybrid_data
 from placement.context_groups import POLICIES, MicroBatch
-from placement.hybrid_data import cut, rank_seconds, stage_costs
-from placement.hybrid_step import hybrid_step, peak_activations, turns_s
+from placement.hybrid_data import cut, cuts, rank_seconds, stage_costs
+from placement.hybrid_step import hybrid_step, peak_activations, step_times_s, turns_s
 from placement.memory import host_capacity_bytes
 from placement.passes import Setting, layer_price
 from placement.plan import Plan, PlanError
@@ -60,6 +60,17 @@ def test_sequences_of_a_ranks_capacity_make_the_ordinary_step(name: str) -> None
     for category in ("gemm", "attention", "memory_bound", "optimizer"):
         assert found.breakdown_s[category] == pytest.approx(plain.breakdown_s[category], rel=1e-9)
     assert found.peak_bytes == pytest.approx(plain.peak_bytes, rel=1e-9)
+
+
+@pytest.mark.parametrize("pipeline", [1, 2])
+@pytest.mark.parametrize("name", POLICIES)
+def test_batches_priced_together_take_what_each_takes(name: str, pipeline: int) -> None:
+    setting = setting_of(64 * K, nodes=4, context=8, pipeline=pipeline)
+    batches = [mixed(2**20, 64 * K, seed) for seed in range(3)]
+    together = step_times_s(setting, cuts(setting, batches, name, offload=True))
+    alone = [hybrid_step(setting, cut(setting, one, name, offload=True)).step_time_s for one in batches]
+    assert together == pytest.approx(alone, rel=1e-12)
+    assert len(set(together)) == len(batches)
 
 
 def test_a_pipeline_of_equal_sequences_has_the_bubble_of_1f1b() -> None:

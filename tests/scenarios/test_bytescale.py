@@ -31,7 +31,7 @@ def test_the_network_makes_sends_the_published_share(name: str) -> None:
 
 def test_each_part_of_the_ablation_is_asked_as_a_plan_of_the_same_batches() -> None:
     case = next(bytescale.ablation_cases(bytescale.SHARES["byted"]))
-    first, other = (case.inputs(policy, False, 0) for policy in ("static", "dp-balance"))
+    first, other = (case.inputs(policy, False) for policy in ("static", "dp-balance"))
     assert replace(first, plan=other.plan) == other
     assert first.sequence * first.global_batch == case.tokens
     balanced = registry.answer(claim(claim_id="BS-6-+ balance", setting=BYTED))

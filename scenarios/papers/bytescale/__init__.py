@@ -26,15 +26,17 @@ from costmodel.architecture import Model
 from costmodel.hardware import Cluster, Node
 from costmodel.huggingface import catalog_model
 from placement.context_groups import MicroBatch
-from placement.hybrid_data import stage_costs
+from placement.hybrid_data import cuts, stage_costs
+from placement.hybrid_step import step_times_s
 from placement.passes import Setting
 from placement.plan import Plan
 from placement.sequences import Law, fitted
 from scenarios.papers import settings
 from scenarios.papers.answers import Answer, NotCheckable, NotMapped, Span
 from scenarios.papers.claims import Claim
+from simulator.hybrid_data import lengths_of
 from simulator.inputs import TrainingInputs
-from simulator.predict import play, setting_of
+from simulator.predict import setting_of
 
 NODES = ("hgx-a100", "hgx-h800")
 LAWS = (("log-normal", 64.0, 2048.0), ("pareto", 512.0, 0.0))  # shortest, median: assumed
@@ -69,7 +71,7 @@ class Case:
     tokens: int
     context: int = LONGEST
 
-    def inputs(self, policy: str, offload: bool, seed: int) -> TrainingInputs:
+    def inputs(self, policy: str, offload: bool) -> TrainingInputs:
         node = networked(self.node)
         cluster = Cluster(node, -(-self.gpus // node.accelerators), self.gpus)
         ranks = self.gpus // (self.tensor * self.pipeline)
@@ -77,8 +79,7 @@ class Case:
         plan = Plan(tensor=self.tensor, sequence_parallel=self.tensor > 1, pipeline=self.pipeline, context=context,
                     data=ranks // context, context_method="ring", context_groups=policy, selective_offload=offload)
         return TrainingInputs("claim", "", "", {}, model_of(self.model), cluster, plan, self.context,
-                              self.tokens // self.context, law_of(self.share, *self.law), stack=STACK, seed=seed,
-                              fidelity="analytic")
+                              self.tokens // self.context, law_of(self.share, *self.law), stack=STACK)
 
 
 @cache
@@ -129,7 +130,10 @@ def sends_share(node: Node) -> float:
 @cache
 def step_s(case: Case, policy: str, offload: bool) -> float:
     """Seconds of a step, the mean over drawn batches."""
-    return float(np.mean([play(case.inputs(policy, offload, seed)).step.step_time_s for seed in SEEDS]))
+    inputs = case.inputs(policy, offload)
+    setting = setting_of(inputs)
+    batches = [lengths_of(replace(inputs, seed=seed)) for seed in SEEDS]
+    return float(np.mean(step_times_s(setting, cuts(setting, batches, policy, offload))))
 
 
 def ablation_cases(share: float) -> Iterator[Case]:
