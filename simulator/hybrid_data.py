@@ -25,7 +25,7 @@ from placement.sequences import drawn
 from placement.step import Step
 from simulator.engine import static
 from simulator.inputs import TrainingInputs
-from simulator.program import COMPUTE, Program, ProgramBuilder
+from simulator.program import COMPUTE, ProgramBuilder
 from simulator.timeline import Timeline
 from simulator.training import Lowered
 
@@ -238,8 +238,3 @@ class _Lowering:
 def lower(setting: Setting, of: Cut, between: tuple[Once, ...]) -> Lowered:
     """The program of a step. `Lowered.passes` are those of the ranks shown, numbered from the idlest."""
     return _Lowering(setting, of, between).run()
-
-
-def program(setting: Setting, of: Cut) -> Program:
-    """The program alone. Raises PlanError as `placement.hybrid_step.once`."""
-    return lower(setting, of, once(setting, of)).program
