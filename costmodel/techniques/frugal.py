@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from costmodel.operators import Number, Operator
+from costmodel.operators import WEIGHT, Number, Operator
 from costmodel.techniques.base import Technique, parameter
 from costmodel.work import Case, Work
 
@@ -37,7 +37,8 @@ class Frugal(Technique):
         found = replace(work, dense=dense, sparse=sparse)
         if self.variant != "svd":
             return found
-        svd: Number = sum((svd_flops(one) for one in work.operators if one.category == "gemm"), 0.0)
+        trained = (one for one in work.operators if one.category == "gemm" and WEIGHT in one.products)
+        svd: Number = sum((svd_flops(one) for one in trained), 0.0)
         return replace(found, update_flops=found.update_flops + svd / self.update_gap)
 
 

@@ -220,6 +220,12 @@ def test_what_freezes_comes_first(change):
         assert before.update == ()
 
 
+def test_only_trained_weights_are_decomposed():
+    """Adapters of rank 1 on 12 -> 36 and 12 -> 12: 6 n + 20 FLOPs for each of n = 12, 36, 12, 12."""
+    work = work_of(decoder(), (Frugal(variant="svd", update_gap=1), Lora(rank=1)))
+    assert work.update_flops == 6 * (12 + 36 + 12 + 12) + 4 * 20
+
+
 @pytest.mark.parametrize("change", [CompAct(), Frugal(variant="svd"), MixtureOfChannels(), Lora(), MixLora()],
                          ids=lambda one: type(one).__name__)
 def test_arrays_equal_scalars(change):
