@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodel.architecture import Attention, FeedForward, Model
+from costmodel.architecture import Attention, FeedForward, Layer, Model
 from placement import schedules
 from placement.plan import Plan, PlanError, layers_of_chunks
 
@@ -19,7 +19,12 @@ Number = Any  # an integer or an array of integers; results are bool of the same
 
 def feed_forwards(model: Model) -> list[FeedForward]:
     """The distinct feed-forward blocks of a model."""
-    return list(dict.fromkeys(layer.feed_forward for layer in dict.fromkeys(model.layers)))
+    return list(dict.fromkeys(layer.feed_forward for layer in layers(model)))
+
+
+def layers(model: Model) -> list[Layer]:
+    """The layers once each; equal ones are mostly one object, and hashing a hundred of them takes long."""
+    return list({id(layer): layer for layer in model.layers}.values())
 
 
 def heads_divide(attention: Attention, tensor: Number) -> Number:
@@ -113,7 +118,7 @@ def layout_fits(model: Model, plan: Plan) -> str:
 
 def rules(model: Model, plan: Plan, sequence: int, global_batch: int) -> Iterator[tuple[str, Number]]:
     """(what does not divide, where it does) for every rule that looks at degrees and batch. Broadcasts."""
-    attentions = dict.fromkeys(layer.attention for layer in dict.fromkeys(model.layers))
+    attentions = dict.fromkeys(layer.attention for layer in layers(model))
     parts = feed_forwards(model)
     for attention in attentions:
         yield "attention heads by tensor", heads_divide(attention, plan.tensor)

@@ -194,8 +194,8 @@ def tensor_communication(setting: Setting, layer: Layer) -> tuple[Number, Number
 
     Two all-reduces each way without sequence parallelism; with it each becomes an all-gather and a
     reduce-scatter, and the backward pass gathers the two inputs once more for the weight gradients
-    (Korthikanti et al., arXiv 2205.05198, section 4.2.2). Routed experts take the sequence's shards as they lie, so
-    that such a layer without shared experts has the attention's collectives alone.
+    (Korthikanti et al., arXiv 2205.05198, section 4.2.2). There routed experts take the sequence's shards as they lie,
+    so that such a layer without shared experts has the attention's collectives alone.
     """
     plan, cluster = setting.plan, setting.cluster
     group = network.group(cluster, plan.tensor, 1)

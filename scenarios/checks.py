@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from costmodel import techniques
-from costmodel.architecture import Attention, FeedForward, Layer, Model
+from costmodel.architecture import Attention, FeedForward, Model
 from costmodel.hardware import Cluster
 from costmodel.kernels import PEAK_OF_PRECISION
 from placement import divisibility, hybrid_data, schedules, strategies, unequal
@@ -45,16 +45,11 @@ class _Case:
 
     @property
     def attentions(self) -> list[Attention]:
-        return list(dict.fromkeys(layer.attention for layer in self._layers))
+        return list(dict.fromkeys(layer.attention for layer in divisibility.layers(self.model)))
 
     @property
     def feed_forwards(self) -> list[FeedForward]:
-        return list(dict.fromkeys(layer.feed_forward for layer in self._layers))
-
-    @property
-    def _layers(self) -> list[Layer]:
-        """The layers once each; equal ones are mostly one object, and hashing a hundred of them takes long."""
-        return list({id(layer): layer for layer in self.model.layers}.values())
+        return divisibility.feed_forwards(self.model)
 
 
 def relations(scenario: Scenario, model: Model, cluster: Cluster) -> list[tuple[KeyPath, str]]:

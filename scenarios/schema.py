@@ -206,7 +206,8 @@ class PlanBlock(Block):
     in_flight_limit: Annotated[float, Field(gt=0)] | None = None
     optimizer_barrier: bool = True
     sharding: Annotated[Any, BeforeValidator(_sharding)] = "zero-1"
-    state_bytes: Literal["mixed", "megatron", "torch-fsdp", "torch-fsdp-16-bit", "fp32", "bf16"] | None = None
+    state_bytes: Literal["mixed", "mixed-packed", "megatron", "torch-fsdp", "torch-fsdp-16-bit", "fp32",
+                         "bf16"] | None = None
     shard_group: Degree | None = None
     micro_batch: Degree = 1
     recompute: Literal["none", "pointwise", "selective", "full"] = "none"
@@ -218,6 +219,16 @@ class PlanBlock(Block):
     techniques: TechniquesBlock | None = None  # type: ignore[valid-type]
 
 
+Overlap = Literal["data", "tensor", "context", "expert", "pipeline"]
+
+
+def _once_each(names: list[Overlap]) -> list[Overlap]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{shown(name)[5:]} stands there twice")
+    return names
+
+
 class StackBlock(Block):
     """The software: a named bundle of choices, single choices, or both (a choice given replaces the bundle's)."""
 
@@ -225,7 +236,7 @@ class StackBlock(Block):
     execution: Literal["eager", "fused", "compiled"] | None = None
     attention: Literal["unfused", "flash-2", "flash-3", "cudnn"] | None = None
     attention_backward: Literal["skips", "whole"] | None = None
-    overlap: list[Literal["data", "tensor", "context", "expert", "pipeline"]] | None = None
+    overlap: Annotated[list[Overlap], AfterValidator(_once_each)] | None = None
     cross_entropy: Literal["fused", "unfused", "vocab-parallel"] | None = None
     moe_dispatcher: Literal["all-to-all", "flex"] | None = None
     collectives: Literal["nccl", "ho-ring"] | None = None

@@ -109,7 +109,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`gap`: by what share a plan that was not played could at most better the best; 0 is a proof."""
+    """`gap`: by what share a plan that was not played could at most better the best; 0 is a proof. `list_is_proven`:
+    whether none of those not played can be among the others shown either."""
 
     best: list[Candidate]
     pareto: list[Candidate]
@@ -117,6 +118,7 @@ class Outcome:
     fastest_miss: Candidate | None
     counts: Counts
     gap: float
+    list_is_proven: bool = True
 
 
 Progress = Callable[[Counts], None]  # told what has been counted so far, block by block
@@ -222,14 +224,14 @@ class _Search:
             self._case(case, progress)
         best = [self._candidate(*row) for row in self.exact.best()]
         pareto = [self._candidate(*row) for row in self.exact.front()]
-        gap = 0.0
+        gap, proven = 0.0, True
         if self.counts.bounded:
-            best, gap = self._with_played(best, progress)
+            best, gap, proven = self._with_played(best, progress)
             scores = [[one.scores[name] for name in self.exact.names or self.bounded.names] for one in (*pareto, *best)]
             pareto = [(*pareto, *best)[index] for index in front(scores)] if scores else []
         misses = [self._candidate(*row) for row in self.late.best() or self.misses.best()]
         fastest = [self._candidate(*row) for row in self.fastest_misses.best()]
-        return Outcome(best, pareto, misses, fastest[0] if fastest else None, self.counts, gap)
+        return Outcome(best, pareto, misses, fastest[0] if fastest else None, self.counts, gap, proven)
 
     def _case(self, case: Case, progress: Progress | None) -> None:
         pricing, limits = Pricing(case.base, self.space, case.global_batch), self.limits(case)
@@ -281,19 +283,19 @@ class _Search:
         shown = {key: values[key] for key in self.space.axes}
         return Candidate(case, pricing.plan_setting(values), {**case.values, **shown}, scores)
 
-    def _with_played(self, best: list[Candidate], progress: Progress | None) -> tuple[list[Candidate], float]:
-        """The best with those plans whose order had to be played, and the gap that is left."""
+    def _with_played(self, best: list[Candidate], progress: Progress | None) -> tuple[list[Candidate], float, bool]:
+        """The best with those plans whose order had to be played, the gap that is left, and whether none was left."""
 
         def bar() -> float:
             return best[self.top - 1].scores[self.objective] if len(best) >= self.top else np.inf
 
-        gap = 0.0
+        gap, proven = 0.0, True
         for row in self.bounded.best():
             bound = row[2][self.objective]
             if bound >= bar():
                 break
             if self.counts.played >= self.most_played:
-                gap = max(1.0 - bound / best[0].scores[self.objective], 0.0) if best else 1.0
+                gap, proven = max(1.0 - bound / best[0].scores[self.objective], 0.0) if best else 1.0, False
                 break
             self.counts.played += 1
             if progress:
@@ -302,7 +304,7 @@ class _Search:
             if played is not None and self.limits(played.case).allows(played.scores):
                 self.counts.feasible += 1
                 best = sorted([*best, played], key=lambda one: one.scores[self.objective])[: self.top]
-        return best, gap
+        return best, gap, proven
 
 
 def _played(candidate: Candidate) -> Candidate | None:

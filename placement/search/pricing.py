@@ -305,10 +305,11 @@ def _fields(block: str, values: Values) -> dict[str, Any]:
 
 
 def _key(values: Values) -> tuple[Any, ...]:
-    return tuple(sorted(((key, _hashable(value)) for key, value in values.items()), key=lambda pair: pair[0]))
+    return tuple(sorted(((key, hashable(value)) for key, value in values.items()), key=lambda pair: pair[0]))
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """The value, or what it looks like where it cannot be the key of a dictionary (a placement written out)."""
     try:
         hash(value)
     except TypeError:

@@ -24,6 +24,7 @@ from typing import Any
 
 from costmodel.architecture import Model
 from placement import strategies
+from placement.divisibility import feed_forwards
 from placement.states import Axis, Placement
 
 Values = Mapping[str, Any]  # dotted key -> value
@@ -106,8 +107,7 @@ def blocks(space: Space, model: Model, gpus: int) -> Iterator[Block]:
     """Every distinct plan of the space on so many accelerators, in blocks. Those that differ in the schedule alone come
     one after the other: they share nearly all that is priced."""
     keys = tuple(key for key in space.layout_keys if key != "plan.schedule")
-    parts = [layer.feed_forward for layer in dict.fromkeys(model.layers)]
-    sparse = any(part.experts or part.memory for part in parts)  # what expert ranks hold
+    sparse = any(part.experts or part.memory for part in feed_forwards(model))  # what expert ranks hold
     works, states = cache(partial(_works, space)), tuple(_states(space))
     for values in product(*(space.values(key) for key in keys)):
         layout = dict(zip(keys, values, strict=True))

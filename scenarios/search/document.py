@@ -298,10 +298,11 @@ def _proof(found: Outcome) -> dict[str, Any]:
     counts = found.counts
     text = "every distinct plan of the space was priced by its closed form or excluded by a rule"
     if counts.bounded:
+        others = "be among those listed" if found.list_is_proven else "better the best"
         text += (f"; of {counts.bounded:,} plans whose schedule has no closed form {counts.played:,} were made and "
-                 "played, the others cannot be among the best by a lower bound")
+                 f"played, the others cannot {others} by a lower bound")
     if found.gap:
-        text += f", except that those not played could better the best by at most {found.gap:.1%}"
+        text += f", except by at most {found.gap:.1%}"
     status = "none" if not found.best and found.gap else "bounded" if found.gap else "optimal"
     return {"status": status, "of": "closed form over the listed axes", "gap": found.gap, "text": text}
 

@@ -29,7 +29,8 @@ def check(out: Path) -> None:
 
 def write(out: Path, grid: Grid, rows: Iterable[columns.Row]) -> None:
     """Writes the table whole or not at all. Raises OSError."""
-    beside = out.with_name(f".{out.name[:100]}.part")
+    out = out.resolve()  # a link stays one, its target is replaced
+    beside = out.with_name(f".{out.name[:100]}.{os.getpid()}.part")
     try:
         _WRITERS[out.suffix](beside, grid, (columns.cells(grid, row) for row in rows))
         with beside.open("rb") as file:

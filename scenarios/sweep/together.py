@@ -7,7 +7,7 @@ be predicted one by one. What comes out agrees with that to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from placement import schedules
 from placement.memory import DEVICE_OVERHEAD_BYTES
 from placement.passes import Setting
 from placement.plan import Plan
-from placement.search.pricing import Pricing
+from placement.search.pricing import Pricing, hashable
 from placement.search.space import MESH, SIZES, STATES, WORK, Block, Space
 from placement.step import Step, has_law
 from simulator.inputs import TrainingInputs
@@ -74,7 +74,7 @@ def _groups(cases: Sequence[TrainingInputs]) -> Iterator[tuple[list[_Member], in
         schedule = schedules.get(setting.plan.schedule)
         if not has_law(setting) or schedule.barriers or schedule.routes > 1:
             continue
-        rest = tuple(_hashable(getattr(setting.plan, f.name)) for f in fields(Plan) if f.name not in _INNER)
+        rest = tuple(hashable(getattr(setting.plan, f.name)) for f in fields(Plan) if f.name not in _INNER)
         key = (id(inputs.model), id(inputs.cluster), replace(setting.stack, overlap=()), inputs.sequence,
                inputs.global_batch, inputs.constants, rest)
         groups.setdefault(key, []).append(_member(place, setting))
@@ -140,11 +140,3 @@ def _priced(pricing: Pricing, members: Sequence[_Member]) -> dict[int, Played]:
 
 def _distinct(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
-
-
-def _hashable(value: Any) -> Hashable:
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value if not isinstance(value, Mapping) else repr(value)
