@@ -93,6 +93,7 @@ def test_the_base_is_sound(tmp_path: Path) -> None:
         ("tensor: 4", "tensor: 999999999", "6:11", "at most 1000000 is expected"),
         ("overlap: [data]", "overlap: data", "13:36", "a list is expected, got text 'data'"),
         ("overlap: [data]", "overlap: [data, dta]", "13:43", "stack.overlap[1]: text 'dta' is not one of data"),
+        ("overlap: [data]", "overlap: [data, data]", "13:36", "stack.overlap: 'data' stands there twice"),
         ("{node: hgx-h100, nodes: 2}", "hgx-h100", "3:10", "a mapping (key: value) is expected"),
         ("virtual: 4", "virtual: 4\n  sequence_parallel: yes", "10:22", "true or false is expected, got text 'yes'"),
         ("name: a run on two nodes", "name: 12", "1:7", "name: text is expected, got 12"),
