@@ -1,6 +1,7 @@
-"""Results in words: what each figure is called and how it is written, and the terminal tables made of them.
+"""Results in words: what each figure is called and how it is written, and what terminal tables are made of.
 
-The page and the comparison use the same vocabulary, so that a number reads the same everywhere.
+Pages, comparisons and the tables of runs, schedules and searches use the same vocabulary, so that a number reads the
+same everywhere.
 A *document* is the plain dictionary of `whatif run --json`; a null value stands with its `reasons[key]`.
 """
 
@@ -252,9 +253,7 @@ def fit_text(document: Document) -> str:
             f"{amount(fit['capacity_bytes'], 'B')}, {rest}.")
 
 
-# The terminal ----------------------------------------------------------------------------------------
-
-_BAR = 22
+# Terminal tables -------------------------------------------------------------------------------------
 
 
 def grid(*columns: tuple[str, str]) -> Table:
@@ -277,62 +276,6 @@ def heading(console: Console, text: str) -> None:
     console.print(Text(text, style="bold"))
 
 
-def _bars(console: Console, title: str, parts: Mapping[str, float] | None, unit: str, style: str) -> None:
-    rows = by_size(parts)
-    if not rows:
-        return
-    total, largest = math.fsum(value for _, value in rows), max(abs(value) for _, value in rows)
-    heading(console, f"{title}: {amount(total, unit, 4)}")
-    table = grid(("", "left"), ("", "right"), ("", "right"), ("", "left"))
-    for (name, value), text in zip(rows, column([value for _, value in rows], unit), strict=True):
-        bar = Text("█" * max(1, round(_BAR * abs(value) / largest)), style=style)
-        add_row(table, (words(name), text, f"{100 * value / total:.1f}%", bar))
-    console.print(table)
-
-
-def _figures(document: Document, console: Console) -> None:
-    table = grid(("", "left"), ("", "left"))
-    for key, figure in FIGURES.items():
-        if key in document:
-            value = document[key]
-            text = Text(f"not given: {reason(document, key)}", style="dim") if value is None else Text(
-                figure_text(key, value, 4), style="bold")
-            add_row(table, (figure.label, text))
-    console.print()
-    console.print(table)
-
-
-def _fit(document: Document, console: Console) -> None:
-    text = fit_text(document)
-    if text:
-        console.print()
-        console.print(Text(text, style="green" if document["fits"] else "bold red"))
-    changes = (document.get("fit") or {}).get("changes") or []
-    if changes:
-        heading(console, "What would fit")
-        table = grid(("change", "left"), ("set", "left"), ("memory", "right"), ("step", "right"))
-        for change in changes:
-            step = change.get("step_time_s")
-            add_row(table, (change.get("name"), settings(change.get("set")),
-                            figure_text("peak_memory_bytes", change.get("peak_memory_bytes")),
-                            "" if step is None else amount(step, "s")))
-        console.print(table)
-
-
-def _published(document: Document, console: Console) -> None:
-    if not document.get("published"):
-        return
-    heading(console, "Published and predicted")
-    table = grid(("metric", "left"), ("published", "right"), ("predicted", "right"), ("error", "right"),
-                  ("source", "left"))
-    for row in document["published"]:
-        metric = str(row.get("metric"))
-        add_row(table, (words(metric), figure_text(metric, row.get("published"), 4),
-                        figure_text(metric, row.get("predicted"), 4), change_text(row.get("error")),
-                        row.get("source") or ""))
-    console.print(table)
-
-
 CALIBRATION_HEADS = (("measured", "before", "after", "error before", "error after"),
                      ("constant", "shipped", "moved to", "range", "meaning"))
 
@@ -351,96 +294,6 @@ def calibration_rows(document: Document) -> tuple[list[list[str]], list[list[str
               " to ".join(number(end) for end in row["range"]), plain(row["meaning"])]
              for row in found.get("moved", ())]
     return runs, moved
-
-
-def _calibration(document: Document, console: Console) -> None:
-    if not document.get("calibration"):
-        return
-    heading(console, "Calibrated to measured runs")
-    console.print(Text(plain(document["calibration"]["text"])))
-    sides = ("left", "right", "right", "right", "right"), ("left", "right", "right", "right", "left")
-    for heads, aligned, rows in zip(CALIBRATION_HEADS, sides, calibration_rows(document), strict=True):
-        table = grid(*zip(heads, aligned, strict=True))
-        for row in rows:
-            add_row(table, row)
-        if rows:
-            console.print(table)
-
-
-def _variants(document: Document, console: Console) -> None:
-    if not document.get("variants"):
-        return
-    heading(console, "What if")
-    table = grid(("variant", "left"), ("step", "right"), ("change", "right"), ("MFU", "right"),
-                  ("memory", "right"), ("fits", "left"))
-    for row in [{**document, "name": "as given", "change": {}}, *document["variants"]]:
-        values = [(key, scalar(row.get(key))) for key in ("step_time_s", "mfu", "peak_memory_bytes")]
-        cells = ["-" if value is None else figure_text(key, value) for key, value in values]
-        fits = "-" if row.get("fits") is None else "yes" if row["fits"] else Text("no", style="bold red")
-        change = change_text(variant_change(row, "step_time_s"))
-        add_row(table, (row.get("name"), cells[0], change, *cells[1:], fits))
-    console.print(table)
-
-
-def _assumptions(document: Document, console: Console) -> None:
-    if not document.get("assumptions"):
-        return
-    heading(console, "Assumptions")
-    for row in document["assumptions"]:
-        source = f" [{plain(row['source'])}]" if row.get("source") else ""
-        console.print(Text.assemble("- ", (assumed(row), "bold"),
-                                    f": {plain(row.get('text') or '')}", (source, "dim")))
-
-
-def show(document: Document, console: Console) -> None:
-    """Print a result: the answer, the figures, where the time and the memory go, and what was assumed."""
-    scenario = document.get("scenario") or {}
-    console.print(Text(plain(scenario.get("name", "Scenario")), style="bold"))
-    console.print(Text(plain(document.get("answer") or reason(document, "answer"))))
-    if band := band_text(document):
-        console.print(Text.assemble(f"{band} ", (f"({band_basis(document)})", "dim")))
-    _figures(document, console)
-    limiting = document.get("limiting") or {}
-    if limiting.get("text"):
-        heading(console, "What limits it")
-        console.print(Text(plain(limiting["text"])))
-    _fit(document, console)
-    from reports import shares  # which is made of these tables
-
-    shares.show(document, console)
-    _bars(console, "Where the time of a step goes", document.get("breakdown_s"), "s", "blue")
-    _bars(console, "Memory of the fullest GPU", document.get("memory_breakdown_bytes"), "B", "magenta")
-    _published(document, console)
-    _calibration(document, console)
-    _variants(document, console)
-    _assumptions(document, console)
-
-
-def show_comparison(comparison: Mapping[str, Any], console: Console) -> None:
-    """Print what `reports.compare.compare` gave: inputs, outputs, and the cause of each difference."""
-    names = [plain(name) for name in comparison["names"]]
-    for title, rows in (("Changed inputs", comparison["inputs"]), ("Changed outputs", comparison["outputs"])):
-        heading(console, title)
-        table = grid(("", "left"), *((name, "right") for name in names))
-        for row in rows:
-            changes = [change_text(c) for c in row.get("changes") or [None] * len(names)]
-            cells = [figure_text(row["key"], value, 4) if "label" in row else input_text(value)
-                     for value in row["values"]]
-            add_row(table, (row.get("label", row["key"]),
-                            *(f"{cell} ({c})" if c else cell for cell, c in zip(cells, changes, strict=True))))
-        console.print(table if rows else Text("none"))
-    for part in comparison["attributions"]:
-        if part.get("terms") is None:
-            heading(console, f"{plain(part['name'])}: no attribution")
-            console.print(Text(plain(part["reason"])))
-            continue
-        heading(console, f"{plain(part['name'])} against {names[0]}: "
-                        f"{signed(part['difference_s'])} per step, by cause")
-        table = grid(("", "left"), (names[0], "right"), (part["name"], "right"), ("difference", "right"))
-        for term in part["terms"]:
-            add_row(table, (words(term["category"]), amount(term["base_s"], "s", 4),
-                            amount(term["other_s"], "s", 4), signed(term["difference_s"])))
-        console.print(table)
 
 
 def signed(seconds: float) -> str:

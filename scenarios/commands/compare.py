@@ -47,9 +47,9 @@ def compare(scenarios: Sequence[str], fidelity: str, *, html: str, as_json: bool
     else:
         from rich.console import Console
 
-        from reports import table
+        from reports import run_table
 
-        table.show_comparison(comparison, Console(highlight=False))
+        run_table.show_comparison(comparison, Console(highlight=False))
 
 
 def _documents(scenarios: Sequence[str], fidelity: str) -> list[dict[str, Any]]:

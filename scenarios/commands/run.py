@@ -146,9 +146,9 @@ def run(
     else:
         from rich.console import Console
 
-        from reports import table
+        from reports import run_table
 
-        table.show(document, Console(highlight=False))
+        run_table.show(document, Console(highlight=False))
 
 
 def _check_outputs(scenario: str, fidelity: str, html: str, trace: str) -> None:

@@ -14,7 +14,8 @@ from rich.console import Console
 from costmodel.units import parse
 from reports import charts, table
 from reports.compare import compare
-from reports.table import amount, column, show, show_comparison
+from reports.run_table import show, show_comparison
+from reports.table import amount, column
 from tests.reports import sample
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from costmodel import constants
 from costmodel.constants import RANGES, Constants
-from reports import page, table
+from reports import page, run_table
 from scenarios.build import training_inputs
 from scenarios.commands.run import predict_prepared, prepare
 from scenarios.load import load
@@ -258,7 +258,7 @@ def test_table_and_page_show_what_moved(tmp_path):
     found = document(tmp_path, calibration=row)
     assert found["calibration"]["moved"]
     shown = io.StringIO()
-    table.show(found, Console(width=200, file=shown))
+    run_table.show(found, Console(width=200, file=shown))
     terminal, html = shown.getvalue(), page.render(found)
     for moved in found["calibration"]["moved"]:
         assert moved["meaning"] in terminal
