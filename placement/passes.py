@@ -329,7 +329,7 @@ def _with_communication(setting: Setting, layer: Layer, price: PassPrice) -> Pas
     return PassPrice(forward, backward, price.weight)
 
 
-def _with_host(setting: Setting, price: PassPrice, host_s: Number) -> PassPrice:
+def _with_host(price: PassPrice, host_s: Number) -> PassPrice:
     """A pass takes at least as long as the host needs to launch it."""
     forward, backward = (
         add(dict(seconds), {"launch": waiting_for_host_s(total(seconds), host_s)})
@@ -343,7 +343,7 @@ def layer_price(setting: Setting, layer: Layer) -> PassPrice:
     plan = setting.plan
     price = _operators_price(setting, layer_work(setting, layer).operators)
     host_s = setting.stack.host_s(bool(layer.feed_forward.experts), plan.tensor) * setting.constants.host
-    price = _with_host(setting, _with_communication(setting, layer, price), host_s)
+    price = _with_host(_with_communication(setting, layer, price), host_s)
     repeated = repeated_s(setting, layer, price) if plan.recompute_chunks is None else 0.0
     return PassPrice(price.forward, add(dict(price.backward), {"recompute": repeated}), price.weight)
 
@@ -382,4 +382,4 @@ def end_work(setting: Setting) -> tuple[Work, Work]:
 def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
     """(embedding, head): what the first and the last chunk do beside their layers."""
     embedding, head = (_operators_price(setting, one.operators) for one in end_work(setting))
-    return embedding, _with_host(setting, head, setting.stack.host_head_s / 2.0 * setting.constants.host)
+    return embedding, _with_host(head, setting.stack.host_head_s / 2.0 * setting.constants.host)

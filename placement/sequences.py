@@ -8,7 +8,7 @@ fit is a root of a monotone function.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -208,13 +208,3 @@ def cut(length: int, longest: int) -> list[int]:
     """
     whole, rest = divmod(length, longest)
     return [longest] * whole + ([rest] if rest else [])
-
-
-def token_weights(micro_batches: Sequence[Sequence[int]]) -> Floats:
-    """[micro-batches]: the share of the step's loss that each one carries under a token-level loss.
-
-    Every rank sums the losses of its tokens and divides by the tokens of the *global* batch, so that the sum of all
-    gradients is that of plain data parallelism however the sequences lie (gradient integrity; arXiv 2502.21231).
-    """
-    sizes = np.array([sum(lengths) for lengths in micro_batches], dtype=float)
-    return np.asarray(sizes / sizes.sum())

@@ -114,6 +114,8 @@ def dask(address: str, workers: int | None) -> Iterator[tuple[Executor, int]]:
             cluster = distributed.LocalCluster(workers or cpus(), threads_per_worker=1, dashboard_address=None)
         client = distributed.Client(address or cluster, timeout=CONNECT_S)
     except (OSError, ValueError, TypeError, ImportError) as error:
+        if cluster is not None:
+            cluster.close()
         raise ScenarioError.at(place, f"no Dask cluster answers: {one_line(str(error))[:200]}; give the scheduler's "
                                       "address, such as tcp://host:8786") from None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from placement.sequences import Empirical, Law, LengthsError, cut, drawn, expected_sequences, fitted, token_weights
+from placement.sequences import Empirical, Law, LengthsError, cut, drawn, expected_sequences, fitted
 
 K = 1024
 CASES = [(name, share, median) for name in ("pareto", "log-normal") for share in (0.098, 0.37) for median in (1e3, 4e3)]
@@ -97,9 +97,3 @@ def test_empirical_lengths_are_drawn_equally_often() -> None:
 def test_laws_that_do_not_exist_are_refused(name: str, share: float, above: float, told: str) -> None:
     with pytest.raises(LengthsError, match=told):
         fitted(name, share, above, 64, 2048 * K, 2048)
-
-
-def test_token_weights_of_the_loss_sum_to_one() -> None:
-    weights = token_weights([(5, 3), (8,), (1,)])
-    assert weights.sum() == pytest.approx(1.0)
-    assert weights.tolist() == pytest.approx([8 / 17, 8 / 17, 1 / 17])
