@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[fast,parquet,distributed,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[fast,torch,parquet,distributed,dev]'
 	touch $@
 
 demo: install  ## predict Llama 3.1 405B on 16,384 H100: table here, page in out/
