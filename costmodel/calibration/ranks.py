@@ -1,7 +1,7 @@
 """Work done by real ranks: one process each under torchrun, results back as JSON, nothing left behind.
 
-`launch` is called by whatever wants ranks and does not import torch; `rank_main` is what the worker module calls in each
-of them. A rank that hangs or dies ends all of them, with its last log lines in the error.
+`launch` is called by whatever wants ranks and does not import torch; `rank_main` is what the worker module calls in
+each of them. A rank that hangs or dies ends all of them, with its last log lines in the error.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any
 
 TORCH_MISSING = "this needs torch, which is not installed: pip install 'whatif-planner[torch]'"
 _MARK = "WHATIF_RANKS_FOLDER"  # in the environment of every process that belongs to a launch
-_POLL_S = 0.05
+_POLL_S = 0.1
 _LOG_LINES = 12  # of a rank that failed, in the error
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_TERMINATION_S = 2.0  # grace that torchrun gives to the other ranks once one has died
+_TERMINATION_S = 2  # grace that torchrun gives to the other ranks once one has died
+_KILL_S = 10.0  # a killed process that still lives then hangs in the kernel, and nobody can end it
 
 
 class RanksError(RuntimeError):
@@ -100,7 +101,7 @@ def process_group(device: str, timeout_s: float = 300.0) -> Iterator[Any]:
 
 def _command(module: str, folder: Path, ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-            "--log-dir", str(folder / "logs"), "--redirects", "3", "--shutdown-timeout", str(int(_TERMINATION_S)),
+            "--log-dir", str(folder / "logs"), "--redirects", "3", "--shutdown-timeout", str(_TERMINATION_S),
             "-m", module, str(folder / "job.json")]
 
 
@@ -187,7 +188,8 @@ def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL if sys.platform == "linux" else signal.SIGTERM)
     if sys.platform == "linux":
-        while left := marked(folder):
+        deadline = time.monotonic() + _KILL_S
+        while (left := marked(folder)) and time.monotonic() < deadline:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
