@@ -244,7 +244,8 @@ class Decoder(nn.Module):
             a = layer.attention
             width, window = a.rope_head_dim or a.head_dim, a.window
             if self.model.rotary and not hasattr(self, f"rotary_{width}"):
-                self.register_buffer(f"rotary_{width}", pieces.rotary_table(sequence, width), persistent=False)
+                table = pieces.rotary_table(sequence, width, torch.get_default_dtype())
+                self.register_buffer(f"rotary_{width}", table, persistent=False)
             if window and window < sequence and not hasattr(self, f"window_{window}"):
                 mask = torch.ones(sequence, sequence, dtype=torch.bool).tril()
                 self.register_buffer(f"window_{window}", mask.triu(1 - window), persistent=False)
