@@ -28,7 +28,7 @@ from costmodel import product_keys
 from costmodel.architecture import Attention, FeedForward, Layer, Model
 from costmodel.operators import Number, Shard, query_width
 
-EXECUTIONS = ("eager", "fused", "compiled")
+EXECUTIONS = ("eager", "fused", "compiled", "torch")  # "torch": costmodel.plain_torch
 BEFORE = {"eager": 6.0, "fused": 4.0, "compiled": 4.0}  # gate, up and (eager) silu(gate): bytes an inner element
 
 

@@ -47,7 +47,7 @@ class Constants:
 
     def traffic(self, execution: str) -> float:
         """Bytes of memory-bound operators over the ideally fused count (accuracy_notes, decision 2)."""
-        return self.eager_traffic if execution == "eager" else 1.0
+        return self.eager_traffic if execution in ("eager", "torch") else 1.0
 
 
 GENERATIONS = ("ampere", "hopper", "blackwell")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from costmodel import parameters, product_keys
-from costmodel.activations import Kept, layer_tensors
+from costmodel import activations, parameters, plain_torch, product_keys
+from costmodel.activations import Kept
 from costmodel.architecture import Layer, Model
 from costmodel.operators import Operator, Shard, layer_operators
 
@@ -102,9 +102,29 @@ def layer_weights(model: Model, layer: Layer, shard: Shard) -> tuple[Weights, We
 
 
 def layer_work(
-    case: Case, execution: str, kernel: str, input_bytes: float = 2.0, dispatcher: str = "all-to-all"
+    case: Case, execution: str, kernel: str, input_bytes: float = 2.0, dispatcher: str = "all-to-all",
+    widening: float = 1.0,
 ) -> Work:
-    """The work of a layer before any technique (arguments as in `costmodel.activations.layer_tensors`)."""
+    """The work of a layer before any technique (arguments as in `costmodel.activations.layer_tensors`; `widening`:
+    bytes of an activation over 2, by which the caller multiplies what is kept)."""
     model, layer, shard = case.model, case.layer, case.shard
-    kept = layer_tensors(model, layer, shard, execution, kernel, case.recompute, input_bytes, dispatcher)
+    if execution == "torch":
+        kept = plain_torch.layer_tensors(model, layer, shard, kernel, case.recompute, widening)
+    else:
+        kept = activations.layer_tensors(
+            model, layer, shard, execution, kernel, case.recompute, input_bytes, dispatcher)
     return Work(layer_operators(model, layer, shard), *layer_weights(model, layer, shard), kept)
+
+
+def layer_working_bytes(model: Model, layer: Layer, shard: Shard, execution: str, widening: float) -> Number:
+    """What the backward pass of a layer holds beside all that was kept; counted for plain torch alone, elsewhere part
+    of the margin between allocated and reserved memory."""
+    return plain_torch.layer_working_bytes(layer, model.hidden, shard, widening) if execution == "torch" else 0.0
+
+
+def head_bytes(model: Model, shard: Shard, execution: str, widening: float) -> tuple[Number, Number]:
+    """(kept, needed beside it in the backward pass) by the head and the loss, in bytes."""
+    if execution != "torch":
+        return widening * activations.head_bytes(model, shard, execution), 0.0
+    kept = widening * plain_torch.head_bytes(model, shard, widening)
+    return kept, plain_torch.head_working_bytes(model, shard, widening)

@@ -137,7 +137,7 @@ def layer_work(setting: Setting, layer: Layer, recompute: str | None = None) -> 
     stack, plan = setting.stack, setting.plan
     case = Case(setting.model, layer, setting.shard, plan.recompute if recompute is None else recompute)
     width = min(OPERAND_BYTES[plan.precision], 2.0)
-    plain = work.layer_work(case, stack.execution, stack.attention, width, stack.moe_dispatcher)
+    plain = work.layer_work(case, stack.execution, stack.attention, width, stack.moe_dispatcher, setting.widening)
     return techniques.changed(plain, plan.changes, case)
 
 

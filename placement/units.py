@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from costmodel import parameters
-from costmodel.activations import head_bytes, total_bytes
+from costmodel.activations import total_bytes
 from costmodel.architecture import Layer
 from costmodel.operators import WEIGHT, Number
-from costmodel.work import Weights
+from costmodel.work import Weights, head_bytes, layer_working_bytes
 from placement import hops, schedules
 from placement.passes import (
     PassPrice,
@@ -108,6 +108,7 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
     kept = setting.widening * total_bytes(done.kept)
     whole = setting.widening * total_bytes(layer_work(setting, layer, "none").kept)
     dropped = whole - kept if setting.plan.recompute != "none" else 0.0 * whole
+    working = layer_working_bytes(setting.model, layer, setting.shard, setting.stack.execution, setting.widening)
     operands = 2.0 * setting.widening * sum(
         operator.m * (operator.k + operator.n) * operator.groups
         for operator in done.operators if WEIGHT in operator.products and operator.category == "gemm"
@@ -120,7 +121,7 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
         done.dense.trainable,
         done.sparse.trainable,
         kept,
-        dropped,
+        dropped + working,
         weight_bytes=operands,
         spared_dense=Spared.of(done.dense),
         spared_experts=Spared.of(done.sparse),
@@ -129,20 +130,20 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
     if setting.plan.recompute_chunks is None:
         return plain
     again_s = repeated_s(setting, layer, price)
-    return replace(plain, saved_bytes=whole, working_bytes=0.0 * whole, again_s=again_s, again_bytes=dropped)
+    return replace(plain, saved_bytes=whole, working_bytes=working + 0.0 * whole, again_s=again_s, again_bytes=dropped)
 
 
 def _ends(setting: Setting) -> tuple[Unit, Unit]:
     """The embedding, and the head with its logits."""
     model, (first, last) = setting.model, [one.dense for one in end_work(setting)]
     embedding_price, head_price = end_prices(setting)
-    logits = setting.widening * head_bytes(model, setting.shard, setting.stack.execution)
+    logits, working = head_bytes(model, setting.shard, setting.stack.execution, setting.widening)
     # the gradient of the table is dense and made whole before it is added up (torch's embedding_dense_backward)
     table = float(np.any(first.trainable)) / setting.plan.tensor
     made = 2.0 * setting.widening * model.vocabulary * model.hidden * table
     return (
         Unit(embedding_price, first.held, 0.0, first.trainable, 0.0, 0.0, made, spared_dense=Spared.of(first)),
-        Unit(head_price, last.held, 0.0, last.trainable, 0.0, logits, 0.0, logits, spared_dense=Spared.of(last)),
+        Unit(head_price, last.held, 0.0, last.trainable, 0.0, logits, working, logits, spared_dense=Spared.of(last)),
     )
 
 
