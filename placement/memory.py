@@ -16,6 +16,7 @@ import numpy as np
 
 from costmodel.hardware import Accelerator, Cluster
 from costmodel.operators import Number
+from costmodel.plain_torch import update_working_bytes
 from placement import schedules, semantics
 from placement.passes import Setting
 from placement.state_traffic import ChunkTraffic, degrees
@@ -25,6 +26,7 @@ from placement.units import Unit, chunk_units, merged
 MODEL_STATES = (State.PARAMETERS, State.OPTIMIZER, State.GRADIENTS)
 MIB = 2.0**20
 WORKSPACE_BYTES = {"ampere": 56 * MIB, "hopper": 72 * MIB, "blackwell": 92 * MIB}
+CPU_GENERATIONS = ("cpu",)  # processors in the place of accelerators: no library workspace, AdamW tensor by tensor
 WORKSPACE_SOURCE = "memory_notes.md A4 (cuBLAS and Transformer Engine workspace by generation)"
 DEVICE_OVERHEAD_BYTES = 1.5 * 2.0**30
 DEVICE_OVERHEAD_SOURCE = (
@@ -33,7 +35,7 @@ DEVICE_OVERHEAD_SOURCE = (
 
 
 def workspace_bytes(accelerator: Accelerator) -> float:
-    return WORKSPACE_BYTES.get(accelerator.generation, 72 * MIB)
+    return 0.0 if accelerator.generation in CPU_GENERATIONS else WORKSPACE_BYTES.get(accelerator.generation, 72 * MIB)
 
 
 def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]:
@@ -49,6 +51,43 @@ def resident_bytes(setting: Setting, units: Sequence[Unit]) -> dict[str, Number]
                 held[str(state)] = held.get(str(state), 0.0) + size_bytes
     held["workspace"] = workspace_bytes(setting.cluster.accelerator)
     return held
+
+
+def gradients_come_late(setting: Setting) -> bool:
+    """Whether gradients are made by the first backward pass and given back behind the update (plain torch's
+    zero_grad), and are no buffers that stay."""
+    return setting.stack.execution == "torch"
+
+
+def gradient_bytes(setting: Setting, unit: Unit) -> Number:
+    """Of the gradients of one unit that stay on this device until the update."""
+    return resident_bytes(setting, [unit])[str(State.GRADIENTS)]
+
+
+def first_backward_bytes(setting: Setting, layers: Sequence[Unit]) -> Number:
+    """What the first backward pass of a chunk needs at most beyond all that was kept, where gradients come late:
+    those of the later layers are there when a layer works, and what these kept is gone."""
+    most: Number = 0.0
+    grown: Number = 0.0
+    for unit in reversed(layers):
+        most = np.maximum(most, unit.working_bytes + grown)
+        grown = grown + gradient_bytes(setting, unit) - unit.saved_bytes
+    return most
+
+
+def update_bytes(setting: Setting, units: Sequence[Unit]) -> Number:
+    """What the optimizer's update makes beside its states: plain torch's temporaries, 0 elsewhere."""
+    if not gradients_come_late(setting):
+        return 0.0
+    model, tensor = setting.model, setting.plan.tensor
+    widths = [layer.feed_forward.width * (2 if layer.feed_forward.gated else 1) for layer in model.layers]
+    largest = max(model.vocabulary, *widths) * model.hidden / tensor
+    placement, held = setting.placement, merged(units)
+    ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, False))
+    trained = (held.trainable_dense + held.trainable_experts) / ranks
+    foreach = setting.cluster.accelerator.generation not in CPU_GENERATIONS
+    element = placement.state_bytes.parameters
+    return update_working_bytes(trained, np.minimum(largest / ranks, trained), element, foreach)
 
 
 def host_bytes(setting: Setting) -> Number:
@@ -136,5 +175,25 @@ def stage_peak(
         assert law is not None
         in_flight = law(plan.pipeline, stage, micro_batches, plan.virtual)
         held_bytes = in_flight_bytes(whole, in_flight, plan.pipeline, plan.virtual, micro_batches)
-    states = peak_states(chunks, resident_bytes(setting, whole) if resident is None else resident, held_bytes)
+    resident = resident_bytes(setting, whole) if resident is None else resident
+    states = peak_states(chunks, resident, held_bytes)
+    if gradients_come_late(setting):
+        return _late_peak(setting, chunks, micro_batches, resident, states)
     return StagePeak(sum(states.values()), states)
+
+
+def _late_peak(
+    setting: Setting, chunks: Sequence[ChunkTraffic], micro_batches: int, resident: Mapping[str, Number],
+    states: dict[str, Number],
+) -> StagePeak:
+    """The higher of two moments of a step whose gradients come late: in the passes, where a single micro-batch finds
+    none (several: taken to find all, which GPipe's first backward pass does not), and in the update."""
+    if micro_batches == 1:
+        gradients, working = str(State.GRADIENTS), _largest(chunk.whole.working_bytes for chunk in chunks)
+        first = _largest(first_backward_bytes(setting, chunk.layers) for chunk in chunks)
+        activations = states["activations"] - working + first
+        states = {**states, "activations": activations, gradients: states[gradients] - resident[gradients]}
+    optimizer, made = str(State.OPTIMIZER), update_bytes(setting, [chunk.whole for chunk in chunks])
+    update = {**resident, optimizer: resident[optimizer] + made, "activations": 0.0, "gathered": 0.0}
+    higher = max(states, update, key=lambda held: float(sum(held.values())))
+    return StagePeak(sum(higher.values()), higher)

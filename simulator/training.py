@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from placement import schedules
 from placement.hops import hop_s
-from placement.memory import resident_bytes
+from placement.memory import (
+    first_backward_bytes,
+    gradient_bytes,
+    gradients_come_late,
+    resident_bytes,
+    update_bytes,
+)
 from placement.passes import PassPrice, Seconds, Setting, add, total
 from placement.pipeline import (
     OutputLayer,
@@ -142,6 +148,8 @@ class _Lowering:
         self.opened = -1  # first task of the slot that is being emitted
         self.open_passes: list[tuple[tuple[str, int, int], int, Slot]] = []  # of that slot
         self.last_compute: dict[int, int] = {}  # by rank
+        self.late = gradients_come_late(setting)
+        self.first_backward: dict[int, int] = {}  # node -> micro-batch whose backward pass makes its gradients
         self.passes: list[tuple[int, int, str, int, int]] = []
         self.reductions: dict[int, list[int]] = {stage: [] for stage in range(self.stages)}
         self.weight = int(setting.plan.tensor * setting.plan.data * setting.plan.context)
@@ -174,7 +182,8 @@ class _Lowering:
                 for chunk, stage in enumerate(stages_of_rank(self.setting, rank))
             ]
             for state, size_bytes in resident_bytes(self.setting, self.units_of(rank)).items():
-                self.build.resident(rank, "hbm", state, float(size_bytes))
+                if not (self.late and state == "gradients"):
+                    self.build.resident(rank, "hbm", state, float(size_bytes))
             self.emit(rank, slots(order, node_of, self.chunks, runs, last))
         self.connect()
         self.update()
@@ -250,6 +259,8 @@ class _Lowering:
         task = build.task(self.streams[stage]["compute"], label, profile, duration_s, after)
         self.passes.append((task, stage, slot.kind, slot.node % len(self.chunks), slot.micro_batch))
         self.hold(stage, slot, task)
+        if self.late and slot.kind == ("W" if self.schedule.splits_backward else "B"):
+            self.make_gradients(stage, slot, task)
         self.opened = task if not slot.joined else self.opened
         key = (slot.kind, stage if slot.kind in "ST" else slot.node, slot.micro_batch)
         if slot.opens:
@@ -287,6 +298,18 @@ class _Lowering:
         elif self.output is not None:
             when, sign = ("start", 1.0) if slot.kind == "S" else ("end", -1.0)
             build.memory(task, when, stage, "hbm", "activations", sign * self.output.held_bytes)
+
+    def make_gradients(self, stage: int, slot: Slot, task: int) -> None:
+        """Where gradients come late, the first backward pass of a chunk leaves them, and makes them while what was
+        kept goes; the update gives them back."""
+        if self.first_backward.setdefault(slot.node, slot.micro_batch) != slot.micro_batch:
+            return
+        build, chunk = self.build, self.chunks[slot.node % len(self.chunks)]
+        build.memory(task, "end", stage, "hbm", "gradients", float(gradient_bytes(self.setting, slot.unit)))
+        if slot.unit is chunk.whole and slot.kind == "B":
+            more = float(first_backward_bytes(self.setting, chunk.layers) - slot.unit.working_bytes)
+            build.memory(task, "start", stage, "hbm", "activations", more)
+            build.memory(task, "end", stage, "hbm", "activations", -more)
 
     def copy(self, stage: int, slot: Slot) -> None:
         """A chunk's activations to the host behind its forward pass, or back before its backward pass."""
@@ -371,7 +394,13 @@ class _Lowering:
             duration_s = float(optimizer_s(self.setting, self.units_of(stage)))
             after = barrier or self.reductions[stage]
             stream = self.streams[stage]["compute"]
-            self.build.task(stream, "optimizer", optimizer, duration_s, after=after)
+            task = self.build.task(stream, "optimizer", optimizer, duration_s, after=after)
+            if self.late:
+                made = float(update_bytes(self.setting, self.units_of(stage)))
+                gradients = float(resident_bytes(self.setting, self.units_of(stage))["gradients"])
+                self.build.memory(task, "start", stage, "hbm", "optimizer", made)
+                self.build.memory(task, "end", stage, "hbm", "optimizer", -made)
+                self.build.memory(task, "end", stage, "hbm", "gradients", -gradients)
             spread_s = sum(float(self.chunks[number].spread_s) for number in stages_of_rank(self.setting, stage))
             if spread_s:
                 self.build.task(stream, "spread parameters", self.data, spread_s)
