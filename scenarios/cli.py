@@ -67,6 +67,14 @@ class Solver(StrEnum):
     exhaustive = "exhaustive"
 
 
+class MeasuredDevice(StrEnum):
+    """What `whatif calibrate measure` measures."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Listed(StrEnum):
     """What `whatif list` can show."""
 
@@ -375,6 +383,31 @@ app.add_typer(calibrate, name="calibrate")
 @calibrate.callback()
 def _calibrate() -> None:
     pass
+
+
+@calibrate.command("measure")
+def calibrate_measure(
+    device: Annotated[MeasuredDevice, typer.Option(help="auto: the GPUs where there are some.")] = MeasuredDevice.auto,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes: about a minute.")] = False,
+    name: Annotated[str, typer.Option(help="What the profile will be called.", metavar="NAME")] = "this-machine",
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the tables (default: NAME.measured).",
+                                        metavar="FOLDER")] = "",
+    only: Annotated[list[str], typer.Option("--only", help="Families to measure: gemm, attention, operators, copies, "
+                                            "launch, storage, collectives; read: none, only what --read names. "
+                                            "Repeatable.", metavar="FAMILY")] = [],  # noqa: B006
+    ranks: Annotated[str, typer.Option(help="Ranks of collectives (default: 2, and 4 unless quick; on GPUs powers of "
+                                       "two).", metavar="2,4")] = "",
+    read: Annotated[list[str], typer.Option("--read", help="Take rows from outputs of nccl-tests (text), fio (JSON) or "
+                                            "the PyTorch profiler (trace). Repeatable.",
+                                            metavar="KIND:FILE")] = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Measure the hardware at hand into a folder of tables; a run that was stopped goes on where it was."""
+    from scenarios.commands import measure as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        command.measure(device.value, name, output, only, ranks, read, quick=quick, as_json=json)
 
 
 @calibrate.command("fit")

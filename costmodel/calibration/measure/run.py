@@ -74,9 +74,31 @@ def measure(order: Order, session: Session, tell: Tell) -> None:
         for family in order.families:
             _family(family, order, quick, session, own, budget, tell)
     session.note("state_after", machines.state(order.device))
-    skipped = {} if order.device == "cuda" or "copies" not in order.families else {
-        "copies": "host-to-device and device-to-host: host and device are one on cpu"}
-    session.note("skipped", skipped)
+    session.note("skipped", skipped(order))
+
+
+def skipped(order: Order) -> dict[str, str]:
+    """What is asked for but cannot be measured here, and why, by family."""
+    found = {}
+    if order.device == "cpu" and "copies" in order.families:
+        found["copies"] = "host-to-device and device-to-host need cuda; on cpu host and device are one"
+    if "collectives" in order.families and not order.ranks:
+        found["collectives"] = "one GPU is alone; collectives need two"
+    return found
+
+
+def default_ranks(device: str, quick: bool) -> tuple[int, ...]:
+    """Numbers of ranks that collectives are measured with: powers of two up to the GPUs; 2 on a processor, also 4."""
+    if device == "cpu":
+        return (2,) if quick else (2, 4)
+    return tuple(2**power for power in range(1, 11) if 2**power <= gpus())
+
+
+def gpus() -> int:
+    """GPUs that torch sees."""
+    import torch
+
+    return int(torch.cuda.device_count())
 
 
 def _family(family: str, order: Order, quick: bool, session: Session, own: Bench, budget: Budget, tell: Tell) -> None:

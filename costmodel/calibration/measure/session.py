@@ -44,6 +44,12 @@ def key_of(table: str, row: Mapping[str, Any]) -> Key:
     return tuple(str(row[name]) for name in KEYS[table])
 
 
+def refuse_finished(folder: Path) -> None:
+    """Raises SessionError where FOLDER exists: what is measured is not overwritten, and only partial ones go on."""
+    if folder.exists():
+        raise SessionError(f"{folder}: exists already; choose another with -o, or remove it to measure anew")
+
+
 class Session:
     """An open folder: `has` and `add` rows, `note` what belongs to all of them, `finish`, `close`."""
 
@@ -54,8 +60,7 @@ class Session:
         OSError where the system refuses.
         """
         self.folder, self.partial = folder, folder.with_name(folder.name + ".partial")
-        if folder.exists():
-            raise SessionError(f"{folder}: exists already; choose another with -o, or remove it to measure anew")
+        refuse_finished(folder)
         self._files: dict[str, TextIO] = {}
         self._keys: dict[str, set[Key]] = {}
         known = _notes(self.partial / "machine.yaml")
@@ -86,6 +91,12 @@ class Session:
     def counts(self) -> dict[str, int]:
         """Rows of each table that has some."""
         return {table: len(self._known(table)) for table in KEYS if self._known(table)}
+
+    def spreads(self, table: str) -> list[float]:
+        """The spread of each row of a table, where it is known."""
+        path = self.folder if self.folder.exists() else self.partial
+        with (path / f"{table}.csv").open(encoding="utf-8", newline="") as file:
+            return [float(row["spread"]) for row in csv.DictReader(file) if row["spread"]]
 
     def note(self, name: str, value: Any) -> None:
         """Writes one entry of machine.yaml."""
@@ -125,8 +136,8 @@ class Session:
         beside.replace(path)
 
 
-def _yaml() -> YAML:
-    yaml = YAML(typ="safe", pure=True)
+def _yaml() -> Any:
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     yaml.width = 110

@@ -13,13 +13,13 @@ class Timing:
     """Seconds of one piece of work over its repeats.
 
     `seconds` is the median, `low_s` the 20 % quantile, `least_s` the least; `spread` is (p75 - p25) / median. A
-    `wall_over_cpu` well above 1 says that other work took the processor away; None where a device did the work.
+    `wall_over_cpu` well above 1 says that other work took the processor away. None: not known.
     """
 
     seconds: float
     low_s: float
     least_s: float
-    spread: float
+    spread: float | None
     repeats: int
     wall_over_cpu: float | None = None
 
