@@ -107,7 +107,10 @@ class LatentAttention(nn.Module):
             turned, turned_key = pieces.rotate(turned, table), pieces.rotate(turned_key, table)
         query = torch.cat((plain, turned), dim=-1)
         key = torch.cat((key, turned_key.expand(*key.shape[:-1], -1)), dim=-1)
-        return self.output(pieces.attend(query, key, value, mask).flatten(-2))
+        # fused attention takes values of the keys' width alone; else torch keeps whole score matrices
+        added = max(key.shape[-1] - a.value_head_dim, 0)
+        out = pieces.attend(query, key, functional.pad(value, (0, added)) if added else value, mask)
+        return self.output(out[..., : a.value_head_dim].flatten(-2))
 
 
 class Mlp(nn.Module):
