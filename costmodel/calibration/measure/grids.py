@@ -6,7 +6,7 @@ Sizes are those of small transformers on one processor thread, and of large ones
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Point = dict[str, Any]
@@ -21,14 +21,15 @@ def gemm(device: str, quick: bool) -> list[Point]:
         shapes = _cube(edges, most_flops) + _vocabulary([32_000, 128_256], [2048, 8192], [4096, 8192], most_flops)
         types = ["bf16"] if quick else ["bf16", "fp16", "tf32", "fp32"]
     else:
-        most_flops = 4.5e9 if quick else 1.8e10
+        most_flops = 4.5e9 if quick else 9e9
         edges = [128, 256, 512, 1024, 2048, 4096] if quick else [64, 128, 192, 256, 384, 512, 1024, 1536, 2048, 4096]
         shapes = _cube([256, 1024, 4096], most_flops) + _cube(edges, most_flops)
-        shapes += _vocabulary([4096, 32_000], [256, 1024], [128, 512], 9e9 if quick else 1e11)
+        shapes += _vocabulary([4096, 32_000], [256, 1024], [128, 512], 9e9 if quick else 3e10)
         shapes += [one for few in ([32] if quick else [8, 16, 32]) for one in _few(few, [256, 1024])]
-        types = ["fp32"] if quick else ["fp32", "bf16"]
+        types = ["fp32"]
     distinct = list(dict.fromkeys(shapes))
-    return [{"type": name, "m": m, "n": n, "k": k} for name in types for m, n, k in distinct]
+    found = [{"type": name, "m": m, "n": n, "k": k} for name in types for m, n, k in distinct]
+    return found + _in_bf16(gemm, device, quick)
 
 
 def attention(device: str, quick: bool) -> list[Point]:
@@ -41,14 +42,15 @@ def attention(device: str, quick: bool) -> list[Point]:
         heads = [(4, 4), (8, 2)] if quick else [(2, 2), (4, 4), (16, 16), (8, 2), (8, 4)]
         dims = [32, 64, 128]
         sequences = [64, 128, 256, 512, 1024] if quick else [64, 128, 256, 512, 1024, 2048]
-        batches, most_flops, types = [1, 4], (1e9 if quick else 4e9), (["fp32"] if quick else ["fp32", "bf16"])
-    return [
+        batches, most_flops, types = [1, 4], (1e9 if quick else 4e9), ["fp32"]
+    found = [
         {"type": name, "direction": direction, "batch": batch, "heads": many, "kv_heads": few, "head_dim": dim,
          "sequence": sequence}
         for name in types for dim in dims for many, few in heads for sequence in sequences for batch in batches
         if 2.0 * batch * many * sequence * sequence * dim <= most_flops
         for direction in ("forward", "backward")
     ]
+    return found + _in_bf16(attention, device, quick)
 
 
 def operators(device: str, quick: bool) -> list[Point]:
@@ -59,16 +61,20 @@ def operators(device: str, quick: bool) -> list[Point]:
     widths = ([4096] if quick else [2048, 4096, 8192]) if cuda else (
         [128, 512, 1024] if quick else [128, 256, 512, 1024, 2048, 4096])
     words = ([32_000] if quick else [32_000, 128_256]) if cuda else ([4096, 32_000] if quick else [2048, 8192, 32_000])
-    types = ["bf16"] if cuda else (["fp32"] if quick else ["fp32", "bf16"])
+    type_name = "bf16" if cuda else "fp32"
     most_bytes = (2048 if cuda else 96 if quick else 256) * MIB
     found = []
-    for name, operator in itertools.product(types, LAYER_OPERATORS):
+    for operator in LAYER_OPERATORS:
         across = words if operator == "cross_entropy" else widths
         for count, width, direction in itertools.product(rows, across, ("forward", "backward")):
-            one = _operator(operator, direction, name, count, width)
+            one = _operator(operator, direction, type_name, count, width)
             if one["size_bytes"] <= most_bytes:
                 found.append(one)
-    return found + list(_sums(cuda, quick)) + list(_optimizers(cuda, quick))
+    found += [*_sums(cuda, quick), *_optimizers(cuda, quick)]
+    return found + [
+        _operator(one["operator"], one["direction"], "bf16", one["rows"], one["width"])
+        for one in _in_bf16(operators, device, quick) if one["operator"] in LAYER_OPERATORS
+    ]
 
 
 def copies(device: str, quick: bool) -> list[Point]:
@@ -118,6 +124,11 @@ LAYER_OPERATORS = {
 WIDENING = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}  # bytes of an element
 OPTIMIZER_BYTES = 34.0  # a parameter, as `placement.state_traffic.optimizer_s` counts
 _SHARED = ("all_gather", "reduce_scatter", "all_to_all")
+
+
+def _in_bf16(points: Callable[[str, bool], list[Point]], device: str, quick: bool) -> list[Point]:
+    """On a processor the second type of a full measurement: the shapes of a quick one."""
+    return [{**one, "type": "bf16"} for one in points(device, True)] if device == "cpu" and not quick else []
 
 
 def _operator(operator: str, direction: str, type_name: str, rows: int, width: int) -> Point:

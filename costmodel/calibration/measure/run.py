@@ -70,7 +70,7 @@ def measure(order: Order, session: Session, tell: Tell) -> None:
     session.note("state_before", session.notes.get("state_before") or machines.state(order.device))
     own = bench(order.device)
     for quick in (True,) if order.quick else (True, False):
-        budget = Budget(0.03, 4) if quick else Budget(0.1, 5)
+        budget = Budget(0.03, 4) if quick else Budget(0.05, 5)
         for family in order.families:
             _family(family, order, quick, session, own, budget, tell)
     session.note("state_after", machines.state(order.device))
