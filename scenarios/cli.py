@@ -75,6 +75,14 @@ class MeasuredDevice(StrEnum):
     cuda = "cuda"
 
 
+class Device(StrEnum):
+    """What a real run runs on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Listed(StrEnum):
     """What `whatif list` can show."""
 
@@ -278,6 +286,38 @@ def reproduce(
         command.reproduce(systems or [], claims, html=html, markdown=markdown, as_json=json)
 
 
+@app.command()
+def validate(
+    scenario: ScenarioName,
+    settings: Set = [],  # noqa: B006 (typer copies it)
+    device: Annotated[Device, typer.Option(help="auto: the GPUs where torch finds some.")] = Device.auto,
+    profile: Annotated[str, typer.Option(help="The measured profile of this machine.", metavar="NAME")]
+    = "this-machine",
+    ranks: Annotated[int | None, typer.Option(help="Most ranks (default: processors, at least 2; or GPUs).", min=1,
+                                              max=16)] = None,
+    steps: Annotated[int, typer.Option(help="Steps that are timed.", min=1, max=1000)] = 5,
+    warmup: Annotated[int, typer.Option(help="Steps before them.", min=0, max=100)] = 2,
+    timeout: Annotated[str, typer.Option(help="Ranks that take longer are ended: 10m, 90 s.", metavar="TIME")] = "10m",
+    max_error: Annotated[float | None, typer.Option(help="End with 1 where a judged error is larger: 0.25.",
+                                                    min=0.0)] = None,
+    update_profile: Annotated[bool, typer.Option("--update-profile", help="Keep the corrections that the run implies "
+                                                 "in the profile.")] = False,
+    html: Html = "",
+    trace: Annotated[str, typer.Option(help="Write both timelines (.json or .json.gz) for Perfetto.",
+                                       metavar="F")] = "",
+    json: Json = False,
+) -> None:
+    """Run the plan of a scenario for real for a few steps, cut to this machine, and compare with its simulation."""
+    from scenarios.commands import validate as command
+    from scenarios.commands.output import reported
+
+    with reported():
+        code = command.validate(scenario, settings, device=device.value, profile=profile, ranks=ranks, steps=steps,
+                                warmup=warmup, timeout=timeout, max_error=max_error, update_profile=update_profile,
+                                html=html, trace=trace, as_json=json)
+    raise typer.Exit(code)
+
+
 schedule = typer.Typer(help="Pipeline schedules on their own: order, bubble, memory, picture.", no_args_is_help=True)
 app.add_typer(schedule, name="schedule")
 
@@ -412,8 +452,12 @@ def calibrate_measure(
 
 @calibrate.command("fit")
 def calibrate_fit(
-    kernels: Annotated[str, typer.Option(help="Folder of measured kernel tables.", metavar="DIR")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the profiles.", metavar="DIR")],
+    kernels: Annotated[str, typer.Option(help="Folder of measured kernel tables of shipped parts.",
+                                         metavar="DIR")] = "",
+    measured: Annotated[str, typer.Option(help="Folder that `whatif calibrate measure` made: becomes entries of your "
+                                          "own catalogue.", metavar="FOLDER")] = "",
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the profiles; of --measured the catalogue "
+                                        "(default: $WHATIF_CATALOG, else ~/.whatif/catalog).", metavar="DIR")] = "",
     profiles_raw: Annotated[str, typer.Option(help="Folder of operator profiles (vidur/).", metavar="DIR")] = "",
     report_file: Annotated[str, typer.Option("--report", help="Where the fit report goes (default: with the "
                                              "profiles).", metavar="F.md")] = "",
@@ -421,9 +465,16 @@ def calibrate_fit(
 ) -> None:
     """Fit compact kernel profiles and report their error on shapes held out."""
     from scenarios.commands import calibrate as command
+    from scenarios.commands import fit_measured
     from scenarios.commands.output import reported
+    from scenarios.errors import Place, ScenarioError
 
     with reported():
+        if bool(kernels) == bool(measured):
+            raise ScenarioError.at(Place("whatif calibrate fit"), "takes either --kernels DIR or --measured FOLDER")
+        if measured:
+            fit_measured.fit(measured, output, as_json=json)
+            return
         command.fit(kernels, profiles_raw, output, report_file, as_json=json)
 
 
