@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO := llama-3.1-405b-16k-h100
 
-.PHONY: install demo test lint types contracts unit bench clean
+.PHONY: install demo test lint types contracts unit bench validate clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +37,12 @@ unit: install
 
 bench: install  ## ratios in one run: see benchmarks/README.md
 	$(BIN)/python -m benchmarks.run
+
+validate: install  ## measure this machine, fit its profile, run small models for real beside their simulation
+	rm -rf out/validate && mkdir -p out/validate
+	$(BIN)/whatif calibrate measure --quick -o out/validate/this-machine.measured
+	WHATIF_CATALOG=out/validate/catalog $(BIN)/whatif calibrate fit --measured out/validate/this-machine.measured
+	WHATIF_CATALOG=out/validate/catalog $(BIN)/whatif validate --markdown out/validate/validation.md
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -288,7 +288,8 @@ def reproduce(
 
 @app.command()
 def validate(
-    scenario: ScenarioName,
+    scenario: Annotated[str, typer.Argument(help="A scenario file or library name; none: small models that check "
+                                            "the profile of this machine.", metavar="[SCENARIO]")] = "",
     settings: Set = [],  # noqa: B006 (typer copies it)
     device: Annotated[Device, typer.Option(help="auto: the GPUs where torch finds some.")] = Device.auto,
     profile: Annotated[str, typer.Option(help="The measured profile of this machine.", metavar="NAME")]
@@ -305,13 +306,22 @@ def validate(
     html: Html = "",
     trace: Annotated[str, typer.Option(help="Write both timelines (.json or .json.gz) for Perfetto.",
                                        metavar="F")] = "",
+    markdown: Annotated[str, typer.Option("--markdown", help="Write the checks of this machine as Markdown to this "
+                                          "file.", metavar="F")] = "",
     json: Json = False,
 ) -> None:
     """Run the plan of a scenario for real for a few steps, cut to this machine, and compare with its simulation."""
+    from scenarios.commands import checks
     from scenarios.commands import validate as command
     from scenarios.commands.output import reported
 
     with reported():
+        of_scenario = {"--set": settings, "--ranks": ranks is not None, "--max-error": max_error is not None,
+                       "--update-profile": update_profile, "--html": html, "--trace": trace}
+        checks.belong(scenario, of_scenario, {"--markdown": markdown})
+        if not scenario:
+            raise typer.Exit(checks.check(device=device.value, profile=profile, timeout=timeout, markdown=markdown,
+                                          as_json=json))
         code = command.validate(scenario, settings, device=device.value, profile=profile, ranks=ranks, steps=steps,
                                 warmup=warmup, timeout=timeout, max_error=max_error, update_profile=update_profile,
                                 html=html, trace=trace, as_json=json)

@@ -52,20 +52,19 @@ def validate(scenario: str, settings: Sequence[str], *, device: str, profile: st
     Raises ScenarioError for bad input, before anything is run.
     """
     _check_outputs(scenario, html, trace)
-    timeout_s = _seconds(timeout)
+    timeout_s = seconds_of(timeout)
     base, _ = prepare(scenario, settings)
     inputs = training_inputs(base)
     _check_scenario(base, inputs)
-    if not has_torch():
-        raise ScenarioError.at(Place("whatif validate"), TORCH_MISSING)
-    device, devices = _device(device)
+    need_torch()
+    device, devices = device_of(device)
     if device == "cpu" and not as_json:
-        _tell("what needs CUDA (events, streams, NCCL) is skipped: there is no GPU, or --device cpu was asked for")
-    machine = _machine(_node(profile), device, min(ranks or devices, MOST_RANKS if device == "cpu" else devices))
+        tell("what needs CUDA (events, streams, NCCL) is skipped: there is no GPU, or --device cpu was asked for")
+    machine = _machine(node_of(profile), device, min(ranks or devices, MOST_RANKS if device == "cpu" else devices))
     found = _cut(base, inputs, machine)
     asked = real.Asked(device, steps, warmup, timeout_s, max_error=max_error)
     try:
-        document = real.validate(found, asked, None if as_json else _tell)
+        document = real.validate(found, asked, None if as_json else tell)
     except RanksError as error:
         print(f"whatif validate: {error}", file=sys.stderr)
         return 1
@@ -112,7 +111,7 @@ def _check_outputs(scenario: str, html: str, trace: str) -> None:
         raise ScenarioError.at(Place(f"--trace {trace}"), "a trace is written to a .json or .json.gz file")
 
 
-def _seconds(timeout: str) -> float:
+def seconds_of(timeout: str) -> float:
     """The limit in seconds; "10m" is ten minutes as well as "10 min"."""
     text = f"{timeout.strip()}in" if timeout.strip().endswith("m") else timeout
     try:
@@ -134,7 +133,7 @@ def _check_scenario(base: LoadedScenario, inputs: TrainingInputs) -> None:
             raise ScenarioError([Problem.at(base.document.key_place(keys), f"{'.'.join(keys)}: {text}")])
 
 
-def _device(asked: str) -> tuple[str, int]:
+def device_of(asked: str) -> tuple[str, int]:
     """(cpu or cuda, ranks that it takes unless told otherwise). Raises ScenarioError for CUDA where there is none."""
     from simulator.real.devices import cuda_devices
 
@@ -144,7 +143,7 @@ def _device(asked: str) -> tuple[str, int]:
     return ("cuda", count) if count else ("cpu", max(2, os.cpu_count() or 1))
 
 
-def _node(profile: str) -> Node:
+def node_of(profile: str) -> Node:
     try:
         return catalog.node(profile)
     except catalog.UnknownName:
@@ -174,7 +173,13 @@ def _cut(base: LoadedScenario, inputs: TrainingInputs, machine: Machine) -> Cut:
     return found
 
 
-def _tell(text: str) -> None:
+def need_torch() -> None:
+    """Raises ScenarioError where torch is not installed."""
+    if not has_torch():
+        raise ScenarioError.at(Place("whatif validate"), TORCH_MISSING)
+
+
+def tell(text: str) -> None:
     print(text, file=sys.stderr)
 
 

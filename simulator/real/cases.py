@@ -1,4 +1,4 @@
-"""The small models and layouts on which a machine's profile is checked by real runs (`whatif validate`, `make validate`).
+"""The small models and layouts that check a machine's profile by real runs (`whatif validate`, `make validate`).
 
 Models are given as Hugging Face configurations. Widths, sequences and vocabularies marked as not calibrated lie off the
 grids of `whatif calibrate measure`, so that an error there is one of prediction, not of looking up.
