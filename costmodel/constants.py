@@ -8,12 +8,15 @@ One set for every model, plan and family, kept in `calibration/constants.yaml` w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from costmodel import profiles
+from costmodel.hardware import Accelerator
 
 FILE = Path(__file__).parent / "calibration" / "constants.yaml"
 
@@ -78,6 +81,19 @@ def default() -> Constants:
     """The constants that ship."""
     values = _file()["values"]
     return Constants(**{field.name: float(values[field.name]) for field in fields(Constants)})
+
+
+def of(part: Accelerator) -> Constants:
+    """Those of a part: the shipped ones; 1 each for a part of the user's own, whose profile was measured as a step
+    runs, and no cost of overlap on a processor, but for the corrections that the user kept (`whatif validate
+    --update-profile`)."""
+    measured = profiles.own(part.name)
+    if measured is None:
+        return default()
+    shipped, names = default(), [one.name for one in fields(Constants)]
+    overlap = 0.0 if part.generation == "cpu" else shipped.overlap_cost
+    alone = Constants(**{**dict.fromkeys(names, 1.0), "overlap_cost": overlap})
+    return replace(alone, **{name: value for name, value in measured.constants.items() if name in names})
 
 
 def source() -> str:

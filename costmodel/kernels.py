@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
+from costmodel import step_kernels
 from costmodel.hardware import Accelerator
 from costmodel.operators import Number, Operator
-from costmodel.profiles import kernels_of
+from costmodel.profiles import HERE, kernels_of
 
 PROFILES = Path(__file__).parent / "calibration" / "profiles"
 
@@ -34,7 +35,9 @@ PEAK_OF_PRECISION = {
     "nvfp4": "fp4",
 }
 # The units whose measured surface serves a precision (fp16 runs as bf16).
-SURFACE_OF_PRECISION = {"fp16": "bf16", "bf16": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
+SURFACE_OF_PRECISION = {
+    "fp32": "fp32", "tf32": "tf32", "fp16": "bf16", "bf16": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"
+}
 UNMEASURED_BAND = 0.25  # accuracy_notes.md: a GPU type without any calibration, 20-25 %
 # bytes of one GEMM operand, and bytes moved to quantise one element (read 2, write it twice: rows, columns)
 OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.03, "nvfp4": 0.56}
@@ -110,9 +113,15 @@ class Pricer:
         self.profile = profile(accelerator.generation)
         self.kernels = kernels_of(accelerator)
         self.memory_bytes_per_s = accelerator.memory.read_bandwidth_bytes_per_s * self.profile.memory_fraction
+        # the kernels of the user's own profile, which has all parts of a step
+        self.own = self.kernels if self.kernels is not None and self.kernels.basis == HERE else None
 
     def memory_s(self, size_bytes: Number) -> Number:
         """Time to move bytes through device memory (counted once: reads plus writes)."""
+        if self.own is not None:
+            copied = step_kernels.copy_s(self.own, np.asarray(size_bytes) / 2.0)
+            if copied is not None:
+                return copied
         return np.asarray(size_bytes) / self.memory_bytes_per_s
 
     def precision_of(self, operator: Operator) -> str:
@@ -137,6 +146,8 @@ class Pricer:
         """One product of `operator.groups` problems (m x k).(k x n): measured, else the tile and wave law."""
         kind = SURFACE_OF_PRECISION.get(self.precision_of(operator), "")
         measured = self.kernels is not None and self.kernels.has("gemm", kind)
+        if measured and self.own is not None:  # experts run one after another there
+            return np.asarray(operator.groups) * self.own.gemm_s(kind, m, n, k) * self.in_situ_of(operator)
         if not measured or (np.any(np.not_equal(operator.groups, 1)) and not self._has_grouped(kind)):
             return self._wave_gemm_s(operator, m, n, k)
         assert self.kernels is not None
@@ -176,7 +187,13 @@ class Pricer:
         return self.memory_s(elements * (2.0 + 2.0 * width)) + launches.get(SURFACE_OF_PRECISION[precision], 0.0)
 
     def attention_s(self, flops: Number, operator: Operator, direction: str) -> Number:
-        """Attention at fraction x s / (s + ramp): the measured curves of flash kernels follow it within 5 %."""
+        """Attention at fraction x s / (s + ramp): the measured curves of flash kernels follow it within 5 %; from the
+        surface of an own profile where it has one."""
+        if self.own is not None and self.attention_kernel != "unfused":
+            kind = SURFACE_OF_PRECISION.get(self.precision_of(operator), "")
+            alone = step_kernels.attention_s(self.own, kind, operator, direction)
+            if alone is not None:
+                return alone * self.attention_in_situ
         if self.attention_kernel == "unfused":
             return self._unfused_attention_s(operator, direction)
         law = self.profile.attention[self.attention_kernel]
@@ -198,6 +215,20 @@ class Pricer:
         product = np.maximum(compute, self.memory_s(2.0 * width * scores))
         return (products * product + self.memory_s(scores * width * bytes_per_score)) * self.attention_in_situ
 
+    def operator_s(self, operator: Operator, size_bytes: Number, direction: str) -> Number:
+        """A memory-bound operator that moves `size_bytes` at 2-byte activations in an ideally fused kernel."""
+        if self.own is not None:
+            kind, moved = SURFACE_OF_PRECISION.get(self.precision, ""), np.asarray(size_bytes) * self.traffic_factor
+            alone = step_kernels.operator_s(self.own, kind, operator, direction, moved)
+            if alone is not None:
+                return alone
+        return self.memory_s(size_bytes) * self.traffic_factor
+
+    def optimizer_s(self, size_bytes: Number, tensors: Number) -> Number:
+        """Adam over so many tensors, whose states take part in `size_bytes` of traffic together."""
+        alone = step_kernels.optimizer_s(self.own, size_bytes, tensors) if self.own is not None else None
+        return self.memory_s(size_bytes) if alone is None else alone
+
     def forward_s(self, operator: Operator) -> dict[str, Number]:
         """Seconds of the forward pass by breakdown category."""
         if operator.category == "gemm":
@@ -205,7 +236,7 @@ class Pricer:
             return {"gemm": self.gemm_s(operator, operator.m, operator.n, operator.k), "quantize": cast}
         if operator.category == "attention":
             return {"attention": self.attention_s(operator.forward_flops, operator, "forward")}
-        return {"memory_bound": self.memory_s(operator.forward_bytes) * self.traffic_factor}
+        return {"memory_bound": self.operator_s(operator, operator.forward_bytes, "forward")}
 
     def backward_s(self, operator: Operator) -> dict[str, Number]:
         """Seconds of the backward pass by breakdown category: input and weight gradients."""
@@ -218,4 +249,4 @@ class Pricer:
             }
         if operator.category == "attention":
             return {"attention": self.attention_s(operator.backward_flops, operator, "backward")}
-        return {"memory_bound": self.memory_s(operator.backward_bytes) * self.traffic_factor}
+        return {"memory_bound": self.operator_s(operator, operator.backward_bytes, "backward")}

@@ -71,7 +71,8 @@ class Operator:
     `backward_flops` holds the input gradient and `weight_flops` the weight gradient (zero without a weight).
     `products`: which of the three products of a gemm run (`only`); `routed`: its weights are those of experts;
     `once`: its result is kept, so that recomputation of single modules does not run it again; `as_moved`: its bytes
-    are those that separate kernels move, whatever the execution, not the ideally fused count.
+    are those that separate kernels move, whatever the execution, not the ideally fused count; `measured_as`: the
+    operator of an own profile that prices it (`costmodel.step_kernels`), `kernels` how many of those share its bytes.
     """
 
     name: str
@@ -92,6 +93,8 @@ class Operator:
     routed: bool = False
     once: bool = False
     as_moved: bool = False
+    measured_as: str = ""
+    kernels: Number = 1
 
 
 def gemm(name: str, m: Number, n: Number, k: Number, groups: Number = 1, narrow: bool = True) -> Operator:
@@ -129,8 +132,11 @@ def only(operator: Operator, *products: str) -> Operator:
     )
 
 
-def memory_bound(name: str, forward_bytes: Number, backward_bytes: Number) -> Operator:
-    return Operator(name, "memory_bound", forward_bytes=forward_bytes, backward_bytes=backward_bytes)
+def memory_bound(
+    name: str, forward_bytes: Number, backward_bytes: Number, measured_as: str = "", kernels: Number = 1
+) -> Operator:
+    return Operator(name, "memory_bound", forward_bytes=forward_bytes, backward_bytes=backward_bytes,
+                    measured_as=measured_as, kernels=kernels)
 
 
 def attended_pairs(sequence: Number, window: int | None) -> Number:
@@ -211,7 +217,8 @@ def _mla_projections(attention: Attention, hidden: int, shard: Shard) -> tuple[O
 def _activation(name: str, rows: Number, width: Number, gated: bool) -> Operator:
     reads, writes = (2.0, 1.0) if gated else (1.0, 1.0)
     forward = ACTIVATION_BYTES * rows * width * (reads + writes)
-    return memory_bound(name, forward, ACTIVATION_BYTES * rows * width * (reads + writes + reads))
+    backward = ACTIVATION_BYTES * rows * width * (reads + writes + reads)
+    return memory_bound(name, forward, backward, "mlp_activation_gated" if gated else "mlp_activation")
 
 
 def feed_forward_operators(feed_forward: FeedForward, hidden: int, shard: Shard) -> tuple[Operator, ...]:
@@ -237,7 +244,7 @@ def feed_forward_operators(feed_forward: FeedForward, hidden: int, shard: Shard)
         replace(gemm("experts_up", rows / local, inner * width, hidden, groups=local), routed=True),
         _activation("expert_activation", rows, width, feed_forward.gated),
         replace(gemm("experts_down", rows / local, hidden, width, groups=local), routed=True),
-        memory_bound("unpermute", moved, moved),
+        memory_bound("unpermute", moved, moved, "permute"),
     ]
     if feed_forward.shared_width:
         shared = feed_forward.shared_width / t
@@ -276,7 +283,8 @@ def layer_operators(model: Model, layer: Layer, shard: Shard) -> tuple[Operator,
     residual = ACTIVATION_BYTES * shard.norm_tokens * model.hidden * 4.0 * layer.norms
     dropout = 3.0 * shard.norm_tokens * model.hidden * 2 if model.dropout else 0.0
     return (
-        memory_bound("norm_residual", residual + dropout, residual + dropout),
+        memory_bound("norm_residual", residual + dropout, residual + dropout,
+                     "norm_residual_rms" if model.norm == "rms" else "norm_residual_layer", layer.norms),
         *(
             one
             for one in attention_operators(layer.attention, model.hidden, shard)

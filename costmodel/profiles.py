@@ -11,7 +11,7 @@ what they are and how well they fit in `NAME.yaml`. They are times of an isolate
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,9 @@ from costmodel.operators import Number, attended_pairs
 FOLDER = Path(__file__).parent / "calibration" / "profiles"
 
 # bytes of one operand, by the type of the units (NVFP4: 4 bits and a byte of scale for each 16)
-WIDTH = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.56}
+WIDTH = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.56, "fp32": 4.0, "tf32": 4.0}
+SHIPPED_TYPES = ("bf16", "fp8", "fp4")  # that shipped profiles have surfaces of
+RESULT_WIDTH = {"fp32": 4.0, "tf32": 4.0}  # bytes of a result; 2 elsewhere
 
 # DeepSeek's latent attention (arXiv 2405.04434): head widths when expanded (prefill) and absorbed (decode)
 LATENT_KEY, LATENT_VALUE = 192, 128
@@ -38,6 +40,7 @@ MEASURED = {"a100-sxm-80gb": "a100", "h100-sxm-80gb": "h100", "h200-sxm": "h200"
 REFERENCE = {"ampere": "a100-sxm-80gb", "hopper": "h100-sxm-80gb", "blackwell": "b200-sxm"}
 SAME_DIE = frozenset({"gb200", "gb300", "b300-sxm"})  # as B200, at another power
 POWER_EXPONENT = 0.87  # accuracy_notes.md, decision 4: speed goes as power^0.87 within a generation
+HERE = "measured here"  # the basis of a user's own profile, whose band is its own error on shapes held out
 BAND = {"measured": 0.10, "derived": 0.22}  # accuracy_notes.md: a type without calibration 20-25 %
 
 
@@ -94,11 +97,11 @@ def corners(axes: tuple[np.ndarray, ...], coordinates: tuple[Number, ...]) -> tu
 
 
 def gemm_law_s(rates: Rates, kind: str, m: Number, n: Number, k: Number, groups: Number = 1) -> Number:
-    """`groups` products (m x k).(k x n) with 2-byte results. Below one row a group, only some groups run."""
+    """`groups` products (m x k).(k x n), results of `RESULT_WIDTH`. Below one row a group, only some groups run."""
     m = np.asarray(m, dtype=float)
     active, rows = groups * np.minimum(m, 1.0), np.maximum(m, 1.0)
     flops = 2.0 * active * rows * n * k
-    moved = active * (WIDTH[kind] * (rows * k + np.multiply(k, n)) + 2.0 * rows * n)
+    moved = active * (WIDTH[kind] * (rows * k + np.multiply(k, n)) + RESULT_WIDTH.get(kind, 2.0) * rows * n)
     return rates.roofline_s(kind, flops, moved)
 
 
@@ -145,6 +148,7 @@ class Measured:
     expert: Mapping[str, Line] = field(default_factory=dict)  # "deepep-normal/dispatch/1" (nodes) -> line
     quantize_floor_s: Mapping[str, float] = field(default_factory=dict)  # launches of a dynamic cast, by type
     held_out: Mapping[str, float] = field(default_factory=dict)  # surface -> mean absolute error, held out
+    constants: Mapping[str, float] = field(default_factory=dict)  # corrections that a user kept
 
     def has(self, family: str, kind: str) -> bool:
         return any(name == f"{family}/{kind}" or name.startswith(f"{family}/{kind}/") for name in self.surfaces)
@@ -161,7 +165,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Isolated kernel times on one part. basis: "measured" or "derived"; band: relative error to expect."""
+    """Isolated kernel times on one part. basis: "measured", "derived" or `HERE`; band: relative error to expect."""
 
     measured: Measured
     rates: Rates
@@ -169,6 +173,8 @@ class Kernels:
 
     @property
     def band(self) -> float:
+        if self.basis == HERE:
+            return max(error for name, error in self.measured.held_out.items() if name.startswith("gemm/"))
         return BAND[self.basis]
 
     def has(self, family: str, kind: str) -> bool:
@@ -240,6 +246,7 @@ def read(path: Path) -> Measured:
         expert={name: Line(b["floor_s"], b["bytes_per_s"]) for name, b in notes["expert_transfer"].items()},
         quantize_floor_s=notes["quantize_floor_s"],
         held_out={name: block["held_out"]["mape"] for name, block in notes["surfaces"].items()},
+        constants={name: float(block["value"]) for name, block in notes.get("constants", {}).items()},
     )
 
 
@@ -250,9 +257,20 @@ def named(name: str) -> Measured | None:
     return read(path) if path.exists() else None
 
 
-def rates_of(part: Accelerator, scale: float = 1.0) -> Rates:
+def own(name: str) -> Measured | None:
+    """The profile of a part of the user's own catalogue (`costmodel.catalog.own_root`), None where it has none."""
+    path = catalog.own_root() / "profiles" / f"{name}.yaml"
+    return _read_once(path) if name in catalog.own_names("accelerators") and path.exists() else None
+
+
+@cache
+def _read_once(path: Path) -> Measured:
+    return read(path)
+
+
+def rates_of(part: Accelerator, scale: float = 1.0, types: Iterable[str] = SHIPPED_TYPES) -> Rates:
     """Peaks by type and bandwidth from the catalogue, peaks times `scale`."""
-    peaks = {kind: part.peak_flops_per_s[kind] * scale for kind in WIDTH if part.peak_flops_per_s.get(kind)}
+    peaks = {kind: part.peak_flops_per_s[kind] * scale for kind in types if part.peak_flops_per_s.get(kind)}
     return Rates(peaks, part.memory.read_bandwidth_bytes_per_s)
 
 
@@ -286,6 +304,9 @@ def kernels_of(part: Accelerator) -> Kernels | None:
     if name is not None:
         found = named(name)
         return Kernels(found, rates_of(part), "measured") if found else None
+    measured_here = own(part.name)
+    if measured_here is not None:
+        return Kernels(measured_here, rates_of(part, types=WIDTH), HERE)
     reference = REFERENCE.get(part.generation)
     if reference is None:
         return None

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from costmodel import collectives, network
+from costmodel import collectives, network, step_kernels
 from costmodel.operators import Number
 from placement import schedules
 from placement.passes import Setting, sent_bytes
@@ -30,9 +30,21 @@ def wire_s(setting: Setting, rank: int) -> Number:
     """Seconds of one hop between a rank and the next one (the last and the first), with what the host adds."""
     if int(setting.plan.pipeline) == 1:
         return 0.0
-    paths = network.paths(setting.cluster)
-    sent_s = collectives.point_to_point_s(sent_bytes(setting), crossings(setting)[rank], paths)
+    crosses = crossings(setting)[rank]
+    sent_s = _measured_s(setting, crosses)
+    if sent_s is None:
+        sent_s = collectives.point_to_point_s(sent_bytes(setting), crosses, network.paths(setting.cluster))
     return sent_s + setting.stack.host_hop_s * setting.constants.host
+
+
+def _measured_s(setting: Setting, crosses: bool) -> Number | None:
+    """The send by an own profile's surface; None where it has none, or the hop leaves the node that was measured."""
+    own = setting.pricer.own
+    if own is None or crosses:
+        return None
+    rate = setting.cluster.node.scale_up.bandwidth_bytes_per_s
+    alone = step_kernels.collective_s(own.measured, "point_to_point", sent_bytes(setting), network.Group(2, 2), rate)
+    return None if alone is None else alone * setting.constants.communication
 
 
 def blocks(setting: Setting) -> bool:

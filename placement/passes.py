@@ -13,7 +13,17 @@ from functools import cached_property
 
 import numpy as np
 
-from costmodel import collectives, constants, network, parameters, product_keys, techniques, work
+from costmodel import (
+    autograd,
+    collectives,
+    constants,
+    network,
+    parameters,
+    product_keys,
+    step_kernels,
+    techniques,
+    work,
+)
 from costmodel.architecture import Layer, Model
 from costmodel.constants import Constants
 from costmodel.hardware import Cluster, capped
@@ -62,6 +72,7 @@ class Setting:
     stack: Stack
     sequence: Number
     constants: Constants = field(default_factory=constants.default)
+    global_batch: Number | None = None  # sequences of a step; None: a single micro-batch a rank
 
     def __post_init__(self) -> None:
         if self.cluster.groups:
@@ -113,11 +124,29 @@ class Setting:
         return max(OPERAND_BYTES[self.plan.precision], 2.0) / 2.0
 
     @property
+    def micro_batches(self) -> Number:
+        """Passes of a rank in one step."""
+        if self.global_batch is None:
+            return 1.0
+        return np.maximum(np.asarray(self.global_batch) / (self.plan.data * self.plan.micro_batch), 1.0)
+
+    @property
+    def by_autograd(self) -> bool:
+        """Whether plain torch modules run, whose gradients autograd puts together (`costmodel.autograd`)."""
+        return self.stack.execution == "torch"
+
+    @property
     def traffic_factor(self) -> float:
         return self.constants.traffic(self.stack.execution) * self.widening
 
     def collective_s(self, price: Callable[..., Number], size_bytes: Number, group: network.Group) -> Number:
         """Seconds of one collective (a function of costmodel.collectives) inside a step."""
+        own = self.pricer.own
+        if own is not None:
+            rate, name = self.cluster.node.scale_up.bandwidth_bytes_per_s, step_kernels.name_of(price)
+            alone = step_kernels.collective_s(own.measured, name, size_bytes, group, rate)
+            if alone is not None:
+                return alone * self.constants.communication
         paths = network.paths(self.cluster)
         return price(size_bytes, group, paths, self.stack.collectives) * self.constants.communication
 
@@ -341,7 +370,12 @@ def _with_host(price: PassPrice, host_s: Number) -> PassPrice:
 def layer_price(setting: Setting, layer: Layer) -> PassPrice:
     """One layer and pass: compute, its communication, and what recomputation repeats within the backward pass."""
     plan = setting.plan
-    price = _operators_price(setting, layer_work(setting, layer).operators)
+    asked = layer_work(setting, layer)
+    price = _operators_price(setting, asked.operators)
+    if setting.by_autograd:
+        trained = asked.dense.gradients + asked.sparse.gradients
+        beside = autograd.layer_operators(setting.model, layer, setting.shard, trained, setting.micro_batches)
+        add(price.backward, _operators_price(setting, beside).backward)
     host_s = setting.stack.host_s(bool(layer.feed_forward.experts), plan.tensor) * setting.constants.host
     price = _with_host(_with_communication(setting, layer, price), host_s)
     repeated = repeated_s(setting, layer, price) if plan.recompute_chunks is None else 0.0
@@ -381,5 +415,11 @@ def end_work(setting: Setting) -> tuple[Work, Work]:
 
 def end_prices(setting: Setting) -> tuple[PassPrice, PassPrice]:
     """(embedding, head): what the first and the last chunk do beside their layers."""
-    embedding, head = (_operators_price(setting, one.operators) for one in end_work(setting))
+    first, last = end_work(setting)
+    operators, model = [first.operators, last.operators], setting.model
+    if setting.by_autograd:
+        table = autograd.dense_table(model.vocabulary * model.hidden / setting.plan.tensor)
+        operators[0] += (table, autograd.sums(first.dense.gradients, setting.micro_batches))
+        operators[1] += (autograd.sums(last.dense.gradients, setting.micro_batches),)
+    embedding, head = (_operators_price(setting, one) for one in operators)
     return embedding, _with_host(head, setting.stack.host_head_s / 2.0 * setting.constants.host)

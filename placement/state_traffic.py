@@ -154,7 +154,9 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
     moved: Number = 0.0
     streamed: Number = 0.0
     beside_s: Number = 0.0
+    tensors: Number = 0.0
     for unit in units:
+        tensors = tensors + unit.tensors
         for (_, trainable, experts), spared in zip(unit.weights, unit.spared, strict=True):
             ranks = semantics.ranks(placement.sharded_axes(State.OPTIMIZER), degrees(setting, experts))
             left = spared.left(trainable, State.OPTIMIZER, placement.state_bytes)
@@ -166,7 +168,7 @@ def optimizer_s(setting: Setting, units: Iterable[Unit]) -> Number:
         node = setting.cluster.node
         host = next(tier for tier in node.tiers if tier.name == "host")
         return moved / (host.read_bandwidth_bytes_per_s / node.accelerators) + beside_s
-    on_device_s = setting.pricer.memory_s(moved)
+    on_device_s = setting.pricer.optimizer_s(moved, tensors)
     link = setting.cluster.accelerator.host_link
     if placement.offloaded(State.OPTIMIZER) and link is not None:
         on_device_s = np.maximum(on_device_s, streamed / link.bandwidth_bytes_per_s)

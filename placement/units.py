@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodel import parameters
+from costmodel import autograd, parameters
 from costmodel.activations import total_bytes
 from costmodel.architecture import Layer
 from costmodel.operators import WEIGHT, Number
@@ -71,7 +71,7 @@ class Unit:
     gradients: inputs and output gradients of the linear layers (32 s b h a layer; arXiv 2401.10241, table 1).
     `again_s` is what a pass takes that recomputes before the backward pass (R), and `again_bytes` what it makes.
     Techniques: `spared_dense` and `spared_experts` of the trainable weights' states, `update_s` beside Adam once a
-    step for all of these weights, before data ranks share it.
+    step for all of these weights, before data ranks share it. `tensors`: how many parameter tensors these weights are.
     """
 
     price: PassPrice
@@ -88,6 +88,7 @@ class Unit:
     spared_dense: Spared = Spared()
     spared_experts: Spared = Spared()
     update_s: Number = 0.0
+    tensors: Number = 0.0
 
     @property
     def spared(self) -> tuple[Spared, Spared]:
@@ -126,6 +127,7 @@ def _layer_unit(setting: Setting, layer: Layer) -> Unit:
         spared_dense=Spared.of(done.dense),
         spared_experts=Spared.of(done.sparse),
         update_s=update_s(setting, done),
+        tensors=autograd.tensors(setting.model, layer, setting.shard),
     )
     if setting.plan.recompute_chunks is None:
         return plain
@@ -138,12 +140,15 @@ def _ends(setting: Setting) -> tuple[Unit, Unit]:
     model, (first, last) = setting.model, [one.dense for one in end_work(setting)]
     embedding_price, head_price = end_prices(setting)
     logits, working = head_bytes(model, setting.shard, setting.stack.execution, setting.widening)
+    tensors = autograd.end_tensors(model)
     # the gradient of the table is dense and made whole before it is added up (torch's embedding_dense_backward)
     table = float(np.any(first.trainable)) / setting.plan.tensor
     made = 2.0 * setting.widening * model.vocabulary * model.hidden * table
     return (
-        Unit(embedding_price, first.held, 0.0, first.trainable, 0.0, 0.0, made, spared_dense=Spared.of(first)),
-        Unit(head_price, last.held, 0.0, last.trainable, 0.0, logits, working, logits, spared_dense=Spared.of(last)),
+        Unit(embedding_price, first.held, 0.0, first.trainable, 0.0, 0.0, made, spared_dense=Spared.of(first),
+             tensors=tensors[0]),
+        Unit(head_price, last.held, 0.0, last.trainable, 0.0, logits, working, logits, spared_dense=Spared.of(last),
+             tensors=tensors[1]),
     )
 
 
@@ -184,6 +189,7 @@ def merged(units: Sequence[Unit]) -> Unit:
         _spared([(unit.spared_dense, times) for unit, times in distinct]),
         _spared([(unit.spared_experts, times) for unit, times in distinct]),
         sum(times * unit.update_s for unit, times in distinct),
+        sum(times * unit.tensors for unit, times in distinct),
     )
 
 

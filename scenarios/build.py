@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costmodel import catalog, huggingface
+from costmodel import catalog, constants, huggingface
 from costmodel.architecture import Model
 from costmodel.hardware import Cluster, joined
 from costmodel.huggingface.fields import ALIASES
@@ -172,4 +172,5 @@ def training_inputs(
         assumptions=tuple(a.model_dump() for a in scenario.assumptions),
         seed=scenario.seed if seed is None else seed,
         fidelity=fidelity,
+        constants=constants.of(loaded.cluster.accelerator),
     )

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from costmodel.constants import GENERATIONS
 from costmodel.kernels import PEAK_OF_PRECISION
-from costmodel.profiles import BAND
+from costmodel.profiles import BAND, HERE
 from simulator.inputs import TrainingInputs
 
 FILE = Path(__file__).parents[1] / "costmodel" / "calibration" / "residuals.yaml"
@@ -175,7 +175,7 @@ def unknown_inputs(assumed: Sequence[str]) -> int:
 
 def widened(basis: str, unknown: int) -> list[str]:
     """Why a band is wider than those of runs like it, in words. `basis`: of the kernels (Pricer.basis)."""
-    kernels = [] if basis == "measured" else [f"; wider: kernels of this part are {basis}, not measured"]
+    kernels = [] if basis in ("measured", HERE) else [f"; wider: kernels of this part are {basis}, not measured"]
     return kernels + ([f"; wider: assumed inputs of plan, stack or cluster: {unknown}"] if unknown else [])
 
 

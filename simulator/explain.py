@@ -10,6 +10,7 @@ from costmodel import constants, parameters, techniques
 from costmodel.architecture import Model
 from costmodel.kernels import peak_flops_per_s
 from costmodel.operators import FORWARD
+from costmodel.profiles import HERE
 from costmodel.units import show
 from placement import schedules
 from placement.memory import (
@@ -188,6 +189,10 @@ def _products(setting: Setting) -> tuple[str, Any, str, str]:
         text = f"share of peak that matrix products reach, before wave quantisation: {shares}"
         return "kernels", pricer.profile.name, text, pricer.profile.sources.get("gemm", "")
     measured = pricer.kernels.measured
+    if pricer.own is not None:
+        text = (f"products, attention, memory-bound operators, optimizer, collectives as {HERE}; "
+                f"products {pricer.band:.1%} off on shapes held out")
+        return "kernels", f"{measured.name}, {HERE}", text, "whatif calibrate fit --measured"
     text = f"matrix products from surfaces fitted to measured tables of {measured.name}; {pricer.basis} for this part"
     return "kernels", f"{measured.name}, {pricer.basis}", text, "docs/calibration.md (error on shapes held out)"
 

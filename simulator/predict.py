@@ -66,7 +66,8 @@ def stack_of(inputs: TrainingInputs) -> stack.Stack:
 
 def setting_of(inputs: TrainingInputs) -> Setting:
     """The stack block of the inputs with the rest. Raises StackError, or PlanError for unequal accelerators."""
-    return Setting(inputs.model, inputs.plan, inputs.cluster, stack_of(inputs), inputs.sequence, inputs.constants)
+    return Setting(inputs.model, inputs.plan, inputs.cluster, stack_of(inputs), inputs.sequence, inputs.constants,
+                   inputs.global_batch)
 
 
 def play(inputs: TrainingInputs) -> Played:

@@ -162,7 +162,8 @@ def yaml_text(content: Mapping[str, Any], depth: int = 0) -> str:
     for key, value in content.items():
         indent = "  " * depth
         if not isinstance(value, Mapping):
-            lines.append(f"{indent}{key}: {value if not isinstance(value, str) else json.dumps(value)}\n")
+            text = json.dumps(value) if value is None or isinstance(value, str) else value
+            lines.append(f"{indent}{key}: {text}\n")
         elif all(isinstance(inner, int | float) for inner in value.values()):
             inner_text = ", ".join(f"{name}: {number:.12g}" for name, number in value.items())
             lines.append(f"{indent}{key}: {{{inner_text}}}\n")

@@ -32,6 +32,7 @@ class Samples:
     steps: tuple[Step, ...]  # grid of each coordinate: spacing in octaves, or the points in log2
     robust: bool = False  # least absolute instead of least squared error: tables with runaway configurations
     finish: Callable[[Surface], Surface] | None = None  # applied to the fitted surface
+    floored: bool = True  # the shortest time is a floor; False: a curve of rates, whose least size is none
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,13 @@ def roughness(shape: list[int], stencil: tuple[float, ...]) -> Array:
 
 
 def fit_surface(samples: Samples, chosen: Array | None = None) -> Surface:
-    """The surface of the chosen rows (all by default) on the grid of all rows. Floor: the shortest time.
+    """The surface of the chosen rows (all by default) on the grid of all rows. Floor: the shortest time, or none.
 
     No grid point lies outside the range of the measured ratios.
     """
     rows = np.ones(len(samples.seconds), dtype=bool) if chosen is None else chosen
     axes = tuple(axis(values, step) for values, step in zip(samples.coordinates, samples.steps, strict=True))
-    floor_s = float(samples.seconds[rows].min())
+    floor_s = float(samples.seconds[rows].min()) if samples.floored else 0.0
     target = np.log(samples.seconds[rows] / (samples.law_s[rows] + floor_s))
     coordinates = tuple(values[rows] for values in samples.coordinates)
     grid = np.clip(fit_grid(axes, coordinates, target, samples.robust), target.min(), target.max())

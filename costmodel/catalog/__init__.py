@@ -6,11 +6,15 @@ block has a `source`: one text for all its figures, or one per figure with `defa
 for; `read_accelerator` and `read_node` read a user's own file of the same form.
 
 Models lie beside the hardware as `models/*.json`; `costmodel.huggingface` reads them.
+
+A user's own entries lie in a folder of the same form (`own_root`): accelerators, nodes, and the profiles that
+`whatif calibrate fit --measured` made of them. They are found after those that come with Whatif.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
@@ -44,9 +48,31 @@ class EntryError(ValueError):
     """A catalogue file that is not of the form described above; the message begins with its path."""
 
 
+def own_root() -> Path:
+    """The folder of the user's own entries: $WHATIF_CATALOG, else ~/.whatif/catalog. It need not exist."""
+    given = os.environ.get("WHATIF_CATALOG")
+    return Path(given) if given else Path.home() / ".whatif" / "catalog"
+
+
 def names(kind: str) -> tuple[str, ...]:
-    """The names of all entries of a kind ("accelerators", "nodes", "models"), sorted."""
-    return tuple(sorted(file.stem for file in (ROOT / kind).glob(f"*.{SUFFIXES[kind]}")))
+    """The names of all entries of a kind ("accelerators", "nodes", "models"), sorted; the user's own ones last."""
+    return (*shipped_names(kind), *own_names(kind))
+
+
+def own_names(kind: str) -> tuple[str, ...]:
+    """Entries of the user's own catalogue; one named like an entry that comes with Whatif is not found."""
+    known = shipped_names(kind)
+    return tuple(name for name in _names(own_root(), kind) if name not in known) if kind != "models" else ()
+
+
+@cache
+def shipped_names(kind: str) -> tuple[str, ...]:
+    """The names of the entries that come with Whatif."""
+    return _names(ROOT, kind)
+
+
+def _names(root: Path, kind: str) -> tuple[str, ...]:
+    return tuple(sorted(file.stem for file in (root / kind).glob(f"*.{SUFFIXES[kind]}")))
 
 
 def path(kind: str, name: str) -> Path:
@@ -56,11 +82,14 @@ def path(kind: str, name: str) -> Path:
     """
     wanted = " ".join(name.lower().split())
     file = ROOT / kind / f"{wanted}.{SUFFIXES[kind]}"
-    if wanted in names(kind):
+    if wanted in shipped_names(kind):
         return file
     known = aliases(kind)
     if wanted in known:
         return file.with_name(f"{known[wanted]}.{SUFFIXES[kind]}")
+    for own in own_names(kind):
+        if own.lower() == wanted:
+            return own_root() / kind / f"{own}.{SUFFIXES[kind]}"
     near = difflib.get_close_matches(wanted, [*names(kind), *known], n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names(kind))}"
     raise UnknownName(f"no {kind.removesuffix('s')} named {name!r} in the catalogue; {hint}")
@@ -72,23 +101,31 @@ def aliases(kind: str) -> Mapping[str, str]:
     if kind == "models":
         return {}
     found = {}
-    for name in names(kind):
+    for name in shipped_names(kind):
         line = _ALIASES.search((ROOT / kind / f"{name}.yaml").read_text(encoding="utf-8"))
         for alias in _yaml(line[0])["aliases"] if line else ():
             found[str(alias)] = name
     return found
 
 
-@cache
 def accelerator(name: str) -> Accelerator:
     """The accelerator of that name or alias. Raises UnknownName."""
-    return read_accelerator(path("accelerators", name))
+    return _accelerator_of(path("accelerators", name))
+
+
+def node(name: str) -> Node:
+    """The node of that name or alias. Raises UnknownName."""
+    return _node_of(path("nodes", name))
 
 
 @cache
-def node(name: str) -> Node:
-    """The node of that name or alias. Raises UnknownName."""
-    return read_node(path("nodes", name))
+def _accelerator_of(file: Path) -> Accelerator:
+    return read_accelerator(file)
+
+
+@cache
+def _node_of(file: Path) -> Node:
+    return read_node(file)
 
 
 def read_accelerator(file: Path) -> Accelerator:

@@ -22,6 +22,8 @@ def fit(kernels: str, profiles_raw: str, output: str, report_file: str, as_json:
 
     Raises ScenarioError for bad tables and targets that cannot be written.
     """
+    if not output:
+        raise ScenarioError.at(Place("-o"), "a folder for the profiles is needed with --kernels")
     folders = [("--kernels", kernels)] + ([("--profiles-raw", profiles_raw)] if profiles_raw else [])
     for option, folder in (*folders, ("-o", output)):
         if not Path(folder).is_dir():
@@ -31,7 +33,7 @@ def fit(kernels: str, profiles_raw: str, output: str, report_file: str, as_json:
     try:
         built = build_all(Path(kernels), Path(profiles_raw) if profiles_raw else None, _tell)
     except TableError as error:
-        raise ScenarioError.at(*_place(str(error))) from None
+        raise ScenarioError.at(*place_of(str(error))) from None
     written = [_write(output, one) for one in built]
     write_file("--report", page, report(built))
     if as_json:
@@ -88,7 +90,8 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _place(message: str) -> tuple[Place, str]:
+def place_of(message: str) -> tuple[Place, str]:
+    """Where an error of a table is, and what is wrong, from its message `FILE[:LINE]: what`."""
     where, _, what = message.partition(": ")
     file, _, line = where.rpartition(":")
     return (Place(file, int(line), 1), what) if file and line.isdigit() else (Place(where), what)

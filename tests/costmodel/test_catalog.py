@@ -160,8 +160,8 @@ def test_only_the_file_asked_for_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
         return read_text(self, encoding)
 
     monkeypatch.setattr(Path, "read_text", noting)
-    catalog.accelerator.cache_clear()
-    catalog.node.cache_clear()
+    catalog._accelerator_of.cache_clear()
+    catalog._node_of.cache_clear()
     catalog.node("hgx-h100")
     catalog.node("hgx-h100")
     assert read == ["hgx-h100.yaml", "h100-sxm-80gb.yaml"]
