@@ -57,7 +57,8 @@ def schedules(document: Document) -> Rows:
 
 
 def losses(document: Document) -> Rows:
-    return [(row["case"], f"{row['ranks']}", f"{row['difference']:.1e}") for row in document["losses"]]
+    return [(row["case"], f"{row['ranks']}", "no losses" if row["difference"] is None else f"{row['difference']:.1e}")
+            for row in document["losses"]]
 
 
 def parts(document: Document) -> list[tuple[str, tuple[str, ...], Rows]]:
