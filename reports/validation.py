@@ -43,7 +43,7 @@ def facts(document: Document) -> list[str]:
     ratio = machine["wall_over_cpu"]
     return [f"{plain(machine['node'])}, {machine['device']}, {count} rank{'s' * (count > 1)}", versions,
             "machine quiet" if machine["quiet"] else "machine busy", f"{document['run']['date']}",
-            *([f"wall over CPU time of the slowest rank {ratio:.2f}"] if ratio else [])]
+            *([f"wall over CPU time {ratio:.2f}"] if ratio and count == 1 else [])]  # ranks wait for one another
 
 
 def answer(document: Document) -> str:

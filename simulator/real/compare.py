@@ -20,6 +20,7 @@ from placement.checkpoint import saved_bytes, stall_s
 from placement.pipeline import stages_of_rank
 from placement.state_traffic import chunks_with_traffic
 from simulator.predict import Played
+from simulator.real.layouts import is_fully_sharded
 
 Rank = Mapping[str, Any]
 KINDS = ("F", "B", "W", "optimizer")
@@ -205,10 +206,11 @@ def _checkpoint(played: Played, ranks: Sequence[Rank]) -> list[Quantity]:
     chunks = chunks_with_traffic(setting)
     sizes = [saved_bytes(setting, [chunks[number].whole for number in stages_of_rank(setting, rank)])
              for rank in range(int(setting.plan.pipeline))]
+    plan = setting.plan  # ranks of a stage that hold different states; replicas are written once
+    holders = int(plan.tensor) * (int(plan.data) if is_fully_sharded(plan) else 1)
     return [
-        Quantity("checkpoint_bytes", "checkpoint of the fullest rank", "B", max(sizes),
-                 max(float(one["size_bytes"]) for _, one in told), None,
-                 "written files hold more than the states, and torch divides them over ranks in its own way"),
+        Quantity("checkpoint_bytes", "checkpoint on disk", "B", sum(sizes) * holders,
+                 max(float(one["size_bytes"]) for _, one in told), None, "files hold more than the states"),
         Quantity("checkpoint_stall_s", "checkpoint stall", "s", max(stall_s(setting, size) for size in sizes),
                  max(float(one["stall_s"]) for _, one in told), None,
                  "one save, and what ranks tell one another to plan it is not counted"),

@@ -246,12 +246,13 @@ def _dealt(layer: Layer, before: int, after: int) -> Layer:
 def _numbers(inputs: TrainingInputs, machine: Machine) -> Iterator[Edit]:
     """The type of numbers that plain torch runs on the device."""
     before: str = inputs.plan.precision
+    held = inputs.plan.state_bytes or "of the strategy"
     after = "fp32" if machine.device == "cpu" else before if before in ("fp32", "tf32", "bf16") else "bf16"
     why = "plain torch on a CPU is measured in fp32" if machine.device == "cpu" else "plain torch has no such recipe"
     plan: Plan = replace(inputs.plan, precision=after, state_bytes="fp32")
     inputs = replace(inputs, plan=plan)
     yield inputs, Change("plan.precision", before, after, why)
-    yield inputs, Change("plan.state_bytes", "of the strategy", "fp32", "torch's AdamW holds parameters, gradients and "
+    yield inputs, Change("plan.state_bytes", held, "fp32", "torch's AdamW holds parameters, gradients and "
                          "moments in fp32 and no copies")
 
 
