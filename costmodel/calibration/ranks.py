@@ -109,6 +109,7 @@ def _environment(folder: Path, threads: int) -> dict[str, str]:
     """The caller's environment, its import path, threads for every library that makes some, and the mark."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     own = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONUNBUFFERED": "1",
+           "TMPDIR": str(folder),  # what a killed rank was writing goes with the folder
            _MARK: str(folder), **counts}
     if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
         own["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are here; a host name may not resolve
