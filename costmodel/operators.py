@@ -244,7 +244,7 @@ def feed_forward_operators(feed_forward: FeedForward, hidden: int, shard: Shard)
         replace(gemm("experts_up", rows / local, inner * width, hidden, groups=local), routed=True),
         _activation("expert_activation", rows, width, feed_forward.gated),
         replace(gemm("experts_down", rows / local, hidden, width, groups=local), routed=True),
-        memory_bound("unpermute", moved, moved, "permute"),
+        memory_bound("unpermute", moved, moved),
     ]
     if feed_forward.shared_width:
         shared = feed_forward.shared_width / t

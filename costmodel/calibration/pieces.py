@@ -23,8 +23,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.layer_norm(x, (x.shape[-1],), weight, bias, EPSILON)
 
 
-def rotary_table(sequence: int, head_dim: int, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
-                 ) -> Tensor:
+def rotary_table(sequence: int, head_dim: int, dtype: torch.dtype = torch.float32,
+                 device: str | torch.device | None = None) -> Tensor:
     """(2, s, d): cosines and sines of position times frequency, each frequency twice. arXiv 2104.09864, equation 34;
     the halves are rotated against one another, as in Llama's code."""
     frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)

@@ -79,6 +79,19 @@ def rank_main(body: Callable[[Mapping[str, Any]], Any]) -> None:
     temporary.replace(final)
 
 
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed for what is made next, as the allocator of a GPU does: no page faults.
+
+    Elsewhere nothing changes. (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of mallopt(3).)
+    """
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        change = ctypes.CDLL(None).mallopt
+        change(-1, 2**31 - 1)
+        change(-3, 1 << 30)
+
+
 @contextlib.contextmanager
 def process_group(device: str, timeout_s: float = 300.0) -> Iterator[Any]:
     """The default process group of all ranks, gloo on cpu and nccl on cuda; gives the torch.device of this rank."""
@@ -88,6 +101,7 @@ def process_group(device: str, timeout_s: float = 300.0) -> Iterator[Any]:
     import torch.distributed as dist
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    keep_freed_memory()
     own = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if device == "cuda":
         torch.cuda.set_device(own)

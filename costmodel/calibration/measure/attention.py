@@ -22,7 +22,7 @@ def measure(bench: Bench, point: dict[str, Any], budget: Budget) -> Timing:
         query, key, value = whole[turn % len(whole)].split((heads, few, few), dim=2)
         return [passes.leaf(query), passes.leaf(key), passes.leaf(value)], pieces.attend
 
-    if point["direction"] == "forward":
-        return passes.forward(bench, build, budget)
     held = 2.0 * whole[0].nelement() * whole[0].element_size()
+    if point["direction"] == "forward":
+        return passes.forward(bench, build, budget, held)
     return passes.backward(bench, build, budget, held)

@@ -11,7 +11,7 @@ from costmodel.calibration.measure.timing import Bench, Budget, sample
 
 
 def measure(bench: Bench, point: dict[str, Any], budget: Budget) -> Timing:
-    """(m x k) . (k x n): rows just made, so always the same; weights come in turn, from memory."""
+    """(m x k) . (k x n): rows just made, so always the same; weights come in turn from memory, results go there."""
     import torch
     from torch.nn import functional
 
@@ -19,12 +19,14 @@ def measure(bench: Bench, point: dict[str, Any], budget: Budget) -> Timing:
     rows = bench.one((m, k), type_name)
     weights = itertools.cycle(bench.turns((n, k), type_name))
 
+    kept = bench.kept(m * n * rows.element_size())
+
     def prepare(count: int) -> Callable[[], object]:
         chosen = list(itertools.islice(weights, count))
 
         def call() -> None:
             for weight in chosen:
-                functional.linear(rows, weight)
+                kept.append(functional.linear(rows, weight))
 
         return call
 

@@ -117,6 +117,7 @@ LAYER_OPERATORS = {
     "mlp_activation_gated": (3.0, 5.0),
     "mlp_activation": (2.0, 3.0),
     "permute": (2.0, 2.0),
+    "unpermute": (2.0, 2.0),
     "embedding": (2.0, 3.0),
     "final_norm": (2.0, 3.0),
     "cross_entropy": (1.0, 2.0),
@@ -148,8 +149,8 @@ def _sums(cuda: bool, quick: bool) -> Iterator[Point]:
 
 def _optimizers(cuda: bool, quick: bool) -> Iterator[Point]:
     """AdamW over `rows` tensors of `width` parameters in fp32."""
-    most = (1024 if cuda else 8 if quick else 24) * MIB
-    for rows, width in itertools.product([4, 32], _powers(256, (64 if cuda else 4) * MIB, 16 if quick else 4)):
+    most = (1024 if cuda else 16 if quick else 24) * MIB
+    for rows, width in itertools.product([4] if quick else [4, 32], _powers(256, (64 if cuda else 4) * MIB, 4)):
         if rows * width <= most:
             yield {"operator": "optimizer", "direction": "step", "type": "fp32", "rows": rows, "width": width,
                    "size_bytes": int(OPTIMIZER_BYTES * rows * width)}

@@ -12,6 +12,7 @@ from costmodel.calibration.measure.timing import DTYPES, Bench, Budget, sample
 
 HEAD_DIM = 64  # of rotary embeddings and norms of queries and keys
 SEQUENCE = 256  # the rotary table is shared by sequences of this length
+EXPERTS = 8  # whose results are joined
 TOKENS_PER_WORD = 8  # of the embedding table, so that its gradient is mostly made of sums, not of zeros (`zero_fill`)
 
 
@@ -22,7 +23,7 @@ def measure(bench: Bench, point: dict[str, Any], budget: Budget) -> Timing:
         return sample(_STEPS[operator](bench, point), bench.clock, budget, 64)
     build = _BUILDS[operator](bench, point)
     if point["direction"] == "forward":
-        return passes.forward(bench, build, budget)
+        return passes.forward(bench, build, budget, point["size_bytes"])
     return passes.backward(bench, build, budget, point["size_bytes"])
 
 
@@ -115,6 +116,21 @@ def _permute(bench: Bench, point: dict[str, Any]) -> passes.Build:
     return _leaves(bench, point, 1, lambda x: x[order])
 
 
+def _unpermute(bench: Bench, point: dict[str, Any]) -> passes.Build:
+    """Results of experts are joined, weighted and summed up for their tokens, two experts a token."""
+    import torch
+
+    rows, width = point["rows"], point["width"]
+    tokens = torch.randperm(rows, device=bench.device) // 2
+
+    def piece(made: Any, weights: Any) -> Any:
+        joined = torch.cat(made.split(-(-rows // EXPERTS)))
+        return torch.zeros(-(-rows // 2), width, dtype=made.dtype, device=made.device).index_add(
+            0, tokens, joined * weights.unsqueeze(-1))
+
+    return _leaves(bench, point, 1, piece, bench.one((rows,), point["type"]))
+
+
 def _embedding(bench: Bench, point: dict[str, Any]) -> passes.Build:
     import torch
 
@@ -184,4 +200,5 @@ _STEPS: dict[str, Callable[[Bench, dict[str, Any]], Callable[[int], Callable[[],
 _BUILDS: dict[str, Callable[[Bench, dict[str, Any]], passes.Build]] = {
     "norm_residual_rms": _norm_residual("rms"), "norm_residual_layer": _norm_residual("layer"),
     "rotary": _rotary, "query_key_norm": _query_key_norm, "mlp_activation_gated": _gated, "mlp_activation": _plain,
-    "permute": _permute, "embedding": _embedding, "final_norm": _final_norm, "cross_entropy": _cross_entropy}
+    "permute": _permute, "unpermute": _unpermute, "embedding": _embedding, "final_norm": _final_norm,
+    "cross_entropy": _cross_entropy}

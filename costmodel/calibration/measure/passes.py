@@ -12,14 +12,16 @@ Build = Callable[[int], tuple[Sequence[Any], Callable[..., Any]]]  # turn -> (in
 _MOST_HELD_BYTES = 1 << 30  # graphs that wait for their backward pass
 
 
-def forward(bench: Bench, build: Build, budget: Budget) -> Timing:
-    """The piece with its graph recorded. Inputs were just made: each repeat reads the same."""
+def forward(bench: Bench, build: Build, budget: Budget, held_bytes: float) -> Timing:
+    """The piece with its graph recorded. Inputs were just made: each repeat reads the same; what it makes, about
+    `held_bytes`, is kept for a while as a step keeps it, so that results go to memory and not to the cache."""
     inputs, piece = build(0)
+    kept = bench.kept(held_bytes)
 
     def prepare(count: int) -> Callable[[], object]:
         def call() -> None:
             for _ in range(count):
-                piece(*inputs)
+                kept.append(piece(*inputs))
 
         return call
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from costmodel.calibration.measure.statistics import Timing, timing
+from costmodel.calibration.ranks import keep_freed_memory
 
 BATCH_S = 200e-6  # a repeat shorter than this runs the work several times: the clock itself takes about 1 us
 MOST_REPEATS = 200
 DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_KEPT_BYTES = 64 << 20  # of results: more than the cache of a core; a step's memory comes back layer by layer
+_MOST_KEPT = 4096  # results held at a time
 _LEAST_POOL_BYTES, _MOST_POOL_BYTES = 64 << 20, 512 << 20
 
 Prepare = Callable[[int], Callable[[], object]]  # work to be done `count` times; only what it returns is timed
@@ -121,6 +125,10 @@ class Bench:
         """One normal tensor of its own memory."""
         return self.turns(shape, type_name)[0].clone()
 
+    def kept(self, size_bytes: float) -> deque[Any]:
+        """Holds results of this size, as many as a layer or so makes; then the oldest goes for each new one."""
+        return deque(maxlen=max(1, min(_MOST_KEPT, int(_KEPT_BYTES / max(size_bytes, 1.0)))))
+
     def _pool(self, type_name: str) -> Any:
         import torch
 
@@ -140,7 +148,10 @@ def bench(device: str) -> Bench:
     if device == "cuda":
         return Bench(device, event_clock(), _MOST_POOL_BYTES)
     torch.set_num_threads(1)
-    return Bench(device, thread_clock, min(max(2 * cache_bytes(), _LEAST_POOL_BYTES), _MOST_POOL_BYTES))
+    keep_freed_memory()
+    pool_bytes = min(max(2 * cache_bytes(), _LEAST_POOL_BYTES), _MOST_POOL_BYTES)
+    torch.empty(pool_bytes + (pool_bytes >> 1), dtype=torch.int8).zero_()  # pages come now; they stay for what follows
+    return Bench(device, thread_clock, pool_bytes)
 
 
 def cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
