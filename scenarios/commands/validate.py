@@ -198,13 +198,12 @@ def keep(profile: str, document: Mapping[str, Any]) -> dict[str, Any]:
     except OSError:
         missing = f"is no profile of your own: {file} is not there"
         raise ScenarioError.at(Place(f"--profile {profile}"), missing) from None
-    before = dict(content.get("constants") or {})
-    found = real.corrections(document["quantities"], {key: value for key, value in before.items()
-                                                      if isinstance(value, int | float)}, RANGES)
-    made = {key: round(after, 4) for key, (_, after, _) in found.items()}
-    kept = {key: value for key, value in before.items() if key not in ("source", "date")}
-    content["constants"] = {**kept, **made, "source": f"whatif validate {document['scenario']['file']}, one run of "
-                            f"{document['machine']['ranks']} rank(s)", "date": document["run"]["date"]}
+    constants = dict(content.get("constants") or {})
+    found = real.corrections(document["quantities"], {key: one["value"] for key, one in constants.items()}, RANGES)
+    source = f"whatif validate {document['scenario']['file']}, one run of {document['machine']['ranks']} rank(s)"
+    for key, (_, after, _) in found.items():
+        constants[key] = {"value": round(after, 4), "source": source, "date": document["run"]["date"]}
+    content["constants"] = constants
     out = StringIO()
     yaml.dump(content, out)
     write_file("--update-profile", str(file), out.getvalue())

@@ -120,7 +120,7 @@ def replicated(decoder: Decoder, group: Any) -> nn.Module:
 
     own = [name for name, _ in decoder.named_parameters() if ".experts.experts." in name]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(decoder, own)
-    return DistributedDataParallel(decoder, process_group=group)
+    return DistributedDataParallel(decoder, process_group=group, gradient_as_bucket_view=True)
 
 
 class Exchange(torch.autograd.Function):

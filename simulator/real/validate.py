@@ -121,19 +121,20 @@ def corrections(rows: Sequence[Mapping[str, Any]], before: Mapping[str, float],
                 ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float, bool]]:
     """Constant -> (before, after, clipped) that would make the simulated figures the measured ones.
 
-    `rows` are the quantities of a document. Compute is not told apart by kernel, so kernels and attention get one
+    Constants are those of `costmodel.constants`; `rows` the quantities of a document. Compute is not told apart by
+    kernel, so kernels (`other`: a machine of one's own is of no shipped generation) and attention get one
     factor. What was not measured keeps its constant.
     """
     by_key = {row["key"]: row for row in rows}
     found = {}
-    for key, measured, allowed in (("in_situ", "compute_s", "other"), ("attention", "compute_s", "attention"),
-                                   ("communication", "exposed_communication_s", "communication")):
-        row = by_key.get(measured)
+    for key, quantity in (("other", "compute_s"), ("attention", "compute_s"),
+                          ("communication", "exposed_communication_s")):
+        row = by_key.get(quantity)
         if not row or not row["simulated"] or not row["measured"]:
             continue
         old = float(before.get(key, 1.0))
         wanted = old * row["measured"] / row["simulated"]
-        low, high = ranges[allowed]
+        low, high = ranges[key]
         kept = min(max(wanted, low), high)
         found[key] = (old, kept, kept != wanted)
     return found

@@ -36,6 +36,8 @@ def model_from(data: Mapping[str, Any]) -> Model:
         **layer["feed_forward"]), layer["norms"])) for layer in data["layers"])
     return Model(**{**data, "layers": layers, "mtp_layers": (), "assumed": tuple(data.get("assumed", ()))})
 
+LEAST_SECOND_MOMENT = 1e-10  # below the squares of gradients of small models, above what rounds to zero
+
 
 def main(job: Mapping[str, Any]) -> Any:
     """The result of a job on this rank, or the list of them for a job with `jobs`."""
@@ -173,6 +175,8 @@ def run(job: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         wall_s, cpu_s = time.perf_counter(), time.thread_time()
         losses.append(training.step(tokens, targets))
         clock.finish()
+        if index == 0:
+            settle(training.optimizer)
         steps.append({"step": index - job["warmup"], "wall_s": time.perf_counter() - wall_s,
                       "cpu_s": time.thread_time() - cpu_s})
     waited_s = _waited(training.parts) - waited_s
@@ -190,6 +194,13 @@ def run(job: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         "checkpoint": _checkpoint(training) if job.get("checkpoint") else None,
         "busy": busy(timed),
     }
+
+
+def settle(optimizer: torch.optim.Optimizer) -> None:
+    """Second moments as after many steps, when every word has been seen: some libraries take twice as long for roots of
+    zeros (MKL's), which words that no token had yet would be."""
+    for state in optimizer.state.values():
+        state["exp_avg_sq"].add_(LEAST_SECOND_MOMENT)
 
 
 def _checkpoint(training: Training) -> dict[str, Any]:

@@ -78,13 +78,13 @@ def test_corrections_are_written_whole_beside_what_the_profile_holds(
     monkeypatch.setenv("WHATIF_CATALOG", str(tmp_path))
     (tmp_path / "profiles").mkdir()
     file = tmp_path / "profiles" / "mine.yaml"
-    file.write_text("name: mine\nconstants: {in_situ: 1.2, overlap_cost: 0.0}\n")
+    file.write_text("name: mine\nconstants: {other: {value: 1.2}, overlap_cost: {value: 0.0}}\n")
     kept = command.keep("mine", document())
     content = YAML(typ="safe").load(file.read_text())
     assert content["name"] == "mine"
-    assert content["constants"]["in_situ"] == pytest.approx(1.5)
-    assert content["constants"]["overlap_cost"] == 0.0
-    assert content["constants"]["source"].startswith("whatif validate a.yaml")
-    assert kept["in_situ"] == {"before": 1.2, "after": pytest.approx(1.5), "clipped": False}
-    assert RANGES["other"][0] <= content["constants"]["in_situ"] <= RANGES["other"][1]
+    assert content["constants"]["other"]["value"] == pytest.approx(1.5)
+    assert content["constants"]["overlap_cost"] == {"value": 0.0}
+    assert content["constants"]["other"]["source"].startswith("whatif validate a.yaml")
+    assert kept["other"] == {"before": 1.2, "after": pytest.approx(1.5), "clipped": False}
+    assert RANGES["other"][0] <= content["constants"]["other"]["value"] <= RANGES["other"][1]
     assert [one.name for one in (tmp_path / "profiles").iterdir()] == ["mine.yaml"]

@@ -100,7 +100,7 @@ def test_spread_is_the_distance_of_the_quartiles_over_the_median() -> None:
 def test_corrections_make_the_simulated_figure_the_measured_one_within_what_physics_allows() -> None:
     rows = [{"key": "compute_s", "simulated": 1.0, "measured": 1.1},
             {"key": "exposed_communication_s", "simulated": 1.0, "measured": 10.0}]
-    found = corrections(rows, {"in_situ": 1.2}, RANGES)
-    assert found["in_situ"] == (1.2, pytest.approx(1.32), False)
+    found = corrections(rows, {"other": 1.2}, RANGES)
+    assert found["other"] == (1.2, pytest.approx(1.32), False)
     assert found["communication"] == (1.0, RANGES["communication"][1], True)
     assert corrections([], {}, RANGES) == {}
