@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import ceil, gcd
 
+from costmodel import constants
 from costmodel.architecture import FeedForward, Layer, Model
 from costmodel.hardware import Cluster, Node
 from placement.plan import Plan
@@ -78,6 +79,7 @@ def cut(inputs: TrainingInputs, machine: Machine, price: Price) -> Cut:
     inputs = replace(
         inputs, cluster=Cluster(machine.node, 1, int(inputs.plan.gpus)), stack={"name": STACK}, published=(),
         assumptions=(), total_tokens=None, price_usd_per_gpu_hour=None, fidelity="events",
+        constants=constants.of(machine.node.accelerator),
     )
     while (over := _over(inputs, machine, price)) is not None:
         smaller = next(_smaller(inputs), None)

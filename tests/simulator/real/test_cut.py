@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from costmodel import catalog, huggingface
+from costmodel import catalog, constants, huggingface
 from costmodel.architecture import Model
 from costmodel.hardware import Cluster
 from costmodel.operators import Shard, head_operators, layer_operators
@@ -124,3 +124,10 @@ def test_a_budget_takes_layers_first_and_ends_within_it() -> None:
 def test_what_cannot_be_made_small_enough_is_refused_with_its_size() -> None:
     with pytest.raises(CutError, match=r"500\.0 GB of this machine's 1\.0 GB"):
         cut(inputs(llama(), 2048, 8), machine(1, memory_bytes=1e9), lambda _: (0.0, 5e11))
+
+
+def test_constants_are_those_of_the_machine() -> None:
+    given = inputs(llama(), 128, 4, data=2, sharding="fsdp", micro_batch=1)
+    given = replace(given, constants=replace(constants.default(), other=1.55))
+    found = cut(given, machine(2), lambda one: (0.0, 0.0)).inputs
+    assert found.constants == constants.of(machine(2).node.accelerator)
