@@ -67,16 +67,8 @@ class Solver(StrEnum):
     exhaustive = "exhaustive"
 
 
-class MeasuredDevice(StrEnum):
-    """What `whatif calibrate measure` measures."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 class Device(StrEnum):
-    """What a real run runs on."""
+    """What is measured, or runs for real."""
 
     auto = "auto"
     cpu = "cpu"
@@ -437,7 +429,7 @@ def _calibrate() -> None:
 
 @calibrate.command("measure")
 def calibrate_measure(
-    device: Annotated[MeasuredDevice, typer.Option(help="auto: the GPUs where there are some.")] = MeasuredDevice.auto,
+    device: Annotated[Device, typer.Option(help="auto: the GPUs where there are some.")] = Device.auto,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes: about a minute.")] = False,
     name: Annotated[str, typer.Option(help="What the profile will be called.", metavar="NAME")] = "this-machine",
     output: Annotated[str, typer.Option("--output", "-o", help="Folder for the tables (default: NAME.measured).",

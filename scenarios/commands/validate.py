@@ -135,9 +135,9 @@ def _check_scenario(base: LoadedScenario, inputs: TrainingInputs) -> None:
 
 def device_of(asked: str) -> tuple[str, int]:
     """(cpu or cuda, ranks that it takes unless told otherwise). Raises ScenarioError for CUDA where there is none."""
-    from simulator.real.devices import cuda_devices
+    from costmodel.calibration.measure.run import gpus
 
-    count = cuda_devices() if asked != "cpu" else 0
+    count = gpus() if asked != "cpu" else 0
     if asked == "cuda" and not count:
         raise ScenarioError.at(Place("--device cuda"), "torch finds no CUDA device here; use --device cpu")
     return ("cuda", count) if count else ("cpu", max(2, os.cpu_count() or 1))

@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -245,12 +244,6 @@ def busy(steps: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         pressure = float(file.readline().split("avg10=")[1].split()[0])
     return {"load": os.getloadavg()[0], "pressure_some_avg10": pressure,
             "wall_over_cpu": sum(step["wall_s"] for step in steps) / cpu_s if cpu_s else None}
-
-
-def job_of(model: Model, plan: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """A job for `model` and the keys of a plan, in JSON's types. `options`: device, sequence, global_batch, warmup,
-    steps, seed; memory and checkpoint (booleans) where they are wanted; adam (options of torch's AdamW)."""
-    return {"model": asdict(model), "plan": dict(plan), **options}
 
 
 if __name__ == "__main__":

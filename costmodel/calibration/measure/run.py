@@ -17,7 +17,6 @@ from costmodel.calibration.measure.statistics import Timing
 from costmodel.calibration.measure.timing import Bench, Budget, bench, one_thread
 
 FAMILIES = tuple(COLUMNS)  # the tables
-DEVICES = ("auto", "cpu", "cuda")
 _TELL_S = 2.0
 
 Point = dict[str, Any]
